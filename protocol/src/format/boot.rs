@@ -1,0 +1,136 @@
+//! The boot file of a node's directory: the boot in which acked writes may be in the page cache alone.
+//!
+//! A node that starts and finds another boot here than the one it runs in cannot know what the page cache of that boot still
+//! held. A node that stopped cleanly had synced everything and says so here.
+
+use super::reader::{ReadError, Reader};
+use crate::{
+    checksum::crc32c,
+    id::{BootId, ClusterId, NodeId},
+    version::{BOOT_FILE, LEAD_BYTES, LeadError},
+};
+
+/// Bytes of the file.
+pub const BOOT_BYTES: usize = 64;
+
+const IN_USE: u8 = 1;
+const STOPPED: u8 = 2;
+
+/// Why a boot file is not accepted. A newer one must be left alone; any other says nothing about the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BootError {
+    /// Another kind of file, or a newer version.
+    #[error(transparent)]
+    Lead(#[from] LeadError),
+    /// Too short, or reserved bytes in use.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The length or the checksum does not match.
+    #[error("the boot file is damaged")]
+    Damaged,
+}
+
+/// What the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootFile {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// The boot of the machine in which the node last started.
+    pub boot: BootId,
+    /// It has stopped since, and everything was synced.
+    pub stopped: bool,
+}
+
+impl BootFile {
+    /// The file's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; BOOT_BYTES] {
+        let mut out = Vec::with_capacity(BOOT_BYTES);
+        out.extend_from_slice(&BOOT_FILE.lead());
+        out.extend_from_slice(&self.cluster.0);
+        out.extend_from_slice(&self.node.0.to_le_bytes());
+        out.extend_from_slice(&self.boot.0);
+        out.push(if self.stopped { STOPPED } else { IN_USE });
+        out.resize(BOOT_BYTES - 4, 0);
+        out.extend_from_slice(&crc32c(&out).to_le_bytes());
+        out.try_into().expect("the fields and the reserved bytes make up the file")
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When `bytes` are not exactly one boot file of a version this program reads.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BootError> {
+        BOOT_FILE.check(bytes)?;
+        let (covered, crc) = bytes.split_last_chunk::<4>().ok_or(ReadError::Truncated)?;
+        if bytes.len() != BOOT_BYTES || u32::from_le_bytes(*crc) != crc32c(covered) {
+            return Err(BootError::Damaged);
+        }
+        let mut reader = Reader::new(covered);
+        reader.take(LEAD_BYTES)?;
+        let (cluster, node, boot) = (ClusterId(reader.array()?), NodeId(reader.u64()?), BootId(reader.array()?));
+        let stopped = match reader.array()? {
+            [IN_USE] => false,
+            [STOPPED] => true,
+            [_] => return Err(ReadError::Field("state").into()),
+        };
+        reader.zeros("reserved")?;
+        Ok(Self { cluster, node, boot, stopped })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(stopped: bool) -> BootFile {
+        BootFile { cluster: ClusterId([0xc1; 16]), node: NodeId(2), boot: BootId([0xb0; 16]), stopped }
+    }
+
+    #[test]
+    fn it_reads_back_and_any_change_shows() {
+        for stopped in [false, true] {
+            let bytes = file(stopped).encode();
+            assert_eq!(BootFile::decode(&bytes), Ok(file(stopped)));
+            for at in 0..bytes.len() {
+                let mut changed = bytes;
+                changed[at] ^= 0x10;
+                assert!(BootFile::decode(&changed).is_err(), "byte {at}");
+                assert!(BootFile::decode(&bytes[..at]).is_err(), "length {at}");
+            }
+            assert!(BootFile::decode(&[&bytes[..], &[0]].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_whole_and_makes_no_sense_is_refused() {
+        for (at, value) in [(48, 0), (48, 3), (49, 1), (59, 1)] {
+            let mut bytes = file(false).encode();
+            bytes[at] = value;
+            let crc = crc32c(&bytes[..60]).to_le_bytes();
+            bytes[60..].copy_from_slice(&crc);
+            assert!(matches!(BootFile::decode(&bytes), Err(BootError::Read(_))), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_newer_file_is_told_from_damage() {
+        let mut bytes = file(false).encode();
+        bytes[4] = 2;
+        let newer = LeadError::Newer { found: 2, known: 1 };
+        assert_eq!(BootFile::decode(&bytes), Err(BootError::Lead(newer)));
+    }
+
+    #[test]
+    fn version_1_is_written_and_read_as_it_was_released() {
+        for (stopped, golden) in [
+            (false, include_bytes!("../../tests/golden/boot-in-use-1.bin")),
+            (true, include_bytes!("../../tests/golden/boot-stopped-1.bin")),
+        ] {
+            assert_eq!(file(stopped).encode(), *golden);
+            assert_eq!(BootFile::decode(golden), Ok(file(stopped)));
+        }
+    }
+}
