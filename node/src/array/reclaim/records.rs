@@ -1,0 +1,78 @@
+//! Deletes sequence records from one cloud.
+
+use velum_protocol::id::{Incarnation, Seq};
+
+use crate::{
+    array::{context::ArrayContext, copies::CopyError},
+    cloud::Cloud,
+    keyring::{KeySet, ObjectKind},
+};
+
+/// Records in a row that are not there before the search for older ones ends. Recovery probes as far past a gap.
+pub(crate) const GAP: u64 = 64;
+
+/// The same in a cloud of which nothing is known, as after a recovery: it may have lagged far behind the checkpoint that it
+/// was given since.
+pub(crate) const GAP_UNKNOWN: u64 = 1024;
+
+/// Which records there are to delete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start {
+    /// Those behind this one; the others are gone.
+    Behind(Seq),
+    /// The lowest that is there, looked for downwards until so many in a row are missing.
+    Search(u64),
+}
+
+/// Deletes the records up to `through`, lowest first, so that what is left is contiguous. What the cloud says it does not have
+/// is deleted too: it may only be withholding it, and what it names goes next.
+pub(crate) async fn sweep(
+    array: &ArrayContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    start: Start,
+    through: Seq,
+) -> Result<(), CopyError> {
+    let lowest = match start {
+        Start::Behind(gone) => gone.next(),
+        Start::Search(gap) => search(array, keys, cloud, through, gap).await?,
+    };
+    for seq in lowest.0..=through.0 {
+        // Those of other lives are void, and so is what they say.
+        for life in (1..=array.incarnation().0).map(Incarnation) {
+            array.copies.delete(cloud, &keys.id(ObjectKind::Record, life, seq)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The lowest record that may be there.
+async fn search(array: &ArrayContext, keys: &KeySet, cloud: &Cloud, through: Seq, gap: u64) -> Result<Seq, CopyError> {
+    let (mut missing, mut life) = (0, array.incarnation());
+    let mut lowest = through.next();
+    while lowest > Seq(1) && missing < gap {
+        lowest = Seq(lowest.0 - 1);
+        match find(array, keys, cloud, life, lowest).await? {
+            Some(found) => (life, missing) = (found, 0),
+            None => missing += 1,
+        }
+    }
+    Ok(lowest)
+}
+
+/// The life whose record a cloud has: this one or an earlier one, but older records not in later lives.
+async fn find(
+    array: &ArrayContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    life: Incarnation,
+    seq: Seq,
+) -> Result<Option<Incarnation>, CopyError> {
+    for life in (1..=life.0).rev().map(Incarnation) {
+        let id = keys.id(ObjectKind::Record, life, seq.0);
+        if array.copies.is_there(cloud, &id).await? {
+            return Ok(Some(life));
+        }
+    }
+    Ok(None)
+}

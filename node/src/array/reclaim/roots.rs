@@ -1,0 +1,68 @@
+//! Deletes the roots that earlier lives of the cluster left in one cloud.
+//!
+//! The ledger of condemned objects ends with the life that kept it. A new life knows the checkpoint that it began with and
+//! those it makes; older roots, and those of checkpoints that the recovery did not see, it finds through their stubs, which
+//! are never deleted. They must go before anything that they name does.
+
+use velum_protocol::{
+    format::{checkpoint::STUB_BYTES_MAX, metadata::ObjectRef},
+    id::Incarnation,
+};
+
+use crate::{
+    array::{
+        context::ArrayContext,
+        copies::{CopyError, fits_in},
+    },
+    cloud::Cloud,
+    keyring::{KeySet, ObjectKind},
+};
+
+/// Checkpoints in a row whose roots are not there before the search for older ones ends.
+const GAP: u64 = 64;
+
+/// How far beyond the floor a life may have come whose end the recovery did not see: it makes a checkpoint only when the one
+/// before is committed.
+const AHEAD: u64 = 2;
+
+/// Deletes the roots of earlier lives from a cloud whose floor is checkpoint `floor` with the root `kept`.
+pub(crate) async fn sweep(
+    array: &ArrayContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    (floor, kept): (u64, &ObjectRef),
+) -> Result<(), CopyError> {
+    for life in (1..array.incarnation().0).rev().map(Incarnation) {
+        let mut missing = 0;
+        for number in (1..=floor.saturating_add(AHEAD)).rev() {
+            if missing >= GAP {
+                break;
+            }
+            let root = root(array, keys, life, number).await?.filter(|root| root != kept);
+            let Some(root) = root else {
+                missing += 1;
+                continue;
+            };
+            let id = keys.id(ObjectKind::Root, root.incarnation, root.number.0);
+            missing = if array.copies.is_there(cloud, &id).await? { 0 } else { missing + 1 };
+            array.copies.delete(cloud, &id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The root of a checkpoint that a life may have made, if any cloud has its stub.
+async fn root(
+    array: &ArrayContext,
+    keys: &KeySet,
+    life: Incarnation,
+    number: u64,
+) -> Result<Option<ObjectRef>, CopyError> {
+    let id = keys.id(ObjectKind::Stub, life, number);
+    let opens = |stored: &bytes::Bytes| keys.open_stub(life, number, stored).is_ok();
+    match array.copies.read_where(&id, fits_in(STUB_BYTES_MAX), None, opens).await {
+        Ok(stored) => Ok(keys.open_stub(life, number, &stored).ok().map(|stub| stub.checkpoint.root)),
+        Err(CopyError::Gone) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

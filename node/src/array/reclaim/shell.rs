@@ -1,0 +1,204 @@
+//! Performs what the reclaim machine decides.
+
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+
+use velum_protocol::{
+    format::metadata::{CloudName, Command, CondemnedObject, NumberedKind},
+    id::{Hash, Incarnation, Seq},
+};
+
+use super::{
+    machine::{Effect, Entry, Input, Machine, Name, Survey},
+    records::{self, GAP, GAP_UNKNOWN, Start},
+    roots,
+};
+use crate::{
+    actor::{Handle, Shell},
+    array::{
+        context::VolumeContext,
+        copies::CopyError,
+        life::{self, Life},
+    },
+    cloud::Cloud,
+    keyring::{KeySet, ObjectKind},
+    metadata::state::VolumeState,
+};
+
+/// Condemned objects looked at in one survey; more wait for the next.
+const SURVEY_MAX: usize = 8192;
+
+/// Asks for a checkpoint.
+pub(crate) type AskCheckpoint = Rc<dyn Fn()>;
+
+/// The shell of one volume's reclaim.
+pub(crate) struct ReclaimShell {
+    context: VolumeContext,
+    ask_checkpoint: AskCheckpoint,
+    /// Clouds that were rid of what earlier lives left there.
+    settled: Rc<RefCell<BTreeSet<CloudName>>>,
+}
+
+impl ReclaimShell {
+    pub(crate) fn new(context: VolumeContext, ask_checkpoint: AskCheckpoint) -> Self {
+        Self { context, ask_checkpoint, settled: Rc::default() }
+    }
+
+    fn survey(&self) -> Survey {
+        let mut dead = false;
+        self.context.port.with_map(&mut |map| dead = !map.dead_segments().is_empty());
+        let quorum = self.context.array.copies.clouds().quorum;
+        let survey = self.context.state(|state| survey(state, quorum, dead)).unwrap_or_default();
+        let waiting = i64::try_from(survey.condemned.len()).unwrap_or(i64::MAX);
+        self.context.array.metrics.upkeep.condemned.set(waiting);
+        survey
+    }
+}
+
+impl Shell<Machine> for ReclaimShell {
+    fn perform(&mut self, effect: Effect, own: &Handle<Input>) {
+        let context = self.context.clone();
+        match effect {
+            Effect::Survey => own.call(Input::Surveyed(self.survey())),
+            // A deleted volume is retired as a whole, elsewhere.
+            Effect::Arm(_) if context.is_over() => {}
+            Effect::Arm(pause) => own.after(&*context.array.env.clock, pause, Input::Tick),
+            Effect::Approve(numbers) => own.spawn(async move {
+                let command = Command::CommitReclaim { volume: context.volume, epoch: context.epoch, numbers };
+                // A refusal leaves everything as it is; the next survey starts over.
+                drop(context.array.agree(command).await);
+                Input::Approved
+            }),
+            Effect::Sweep { cloud, floor, records, objects } => {
+                let settled = Rc::clone(&self.settled);
+                own.spawn(async move {
+                    let records_gone = match settle(&context, &cloud, (floor, records.1), &settled).await {
+                        Some(()) => sweep(&context, &cloud, records, &objects).await,
+                        None => records.0,
+                    };
+                    Input::Swept { cloud, records_gone }
+                });
+            }
+            Effect::Checkpoint => (self.ask_checkpoint)(),
+        }
+    }
+}
+
+fn survey(state: &VolumeState, quorum: usize, dead: bool) -> Survey {
+    let entry = |(name, condemned): (&Name, &crate::metadata::state::Condemned)| {
+        let entry = Entry {
+            object: condemned.object.clone(),
+            checkpoint: condemned.checkpoint,
+            committed: condemned.committed,
+            gone_from: condemned.gone_from.clone(),
+        };
+        (*name, entry)
+    };
+    // Roots and orphans hold back what they may refer to, so none may be missed.
+    let is_first = |condemned: &crate::metadata::state::Condemned| {
+        condemned.object.kind == NumberedKind::Root || condemned.object.object.hash == Hash::ZERO
+    };
+    let first = state.condemned.iter().filter(|(_, condemned)| is_first(condemned));
+    let others = state.condemned.iter().filter(|(_, condemned)| !is_first(condemned)).take(SURVEY_MAX);
+    let epochs_over = state.ranges.values().any(|range| range.epoch < state.epoch);
+    Survey {
+        newest: state.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number),
+        previous: state.previous_checkpoint.as_ref().map(|checkpoint| (checkpoint.number, checkpoint.seq)),
+        held: state.checkpoint_cursors.clone(),
+        quorum,
+        condemned: first.chain(others).map(entry).collect(),
+        dead: dead || epochs_over,
+    }
+}
+
+/// Once per process rids a cloud of what earlier lives left below its floor; `None` when that must be tried again.
+async fn settle(
+    context: &VolumeContext,
+    cloud: &CloudName,
+    (floor, floor_seq): (u64, Seq),
+    settled: &RefCell<BTreeSet<CloudName>>,
+) -> Option<()> {
+    if context.array.incarnation() == Incarnation(1) || settled.borrow().contains(cloud) {
+        return Some(());
+    }
+    let (keys, target) = (context.keys()?, context.array.copies.cloud(cloud)?);
+    let kept = context.state(|state| state.previous_checkpoint.clone())?.filter(|known| known.number == floor)?;
+    if life::ask(&context.array).await != Life::Newest {
+        return None;
+    }
+    let array = &context.array;
+    let swept = async {
+        records::sweep(array, &keys, &target, Start::Search(GAP_UNKNOWN), floor_seq).await?;
+        roots::sweep(array, &keys, &target, (floor, &kept.root)).await
+    };
+    match swept.await {
+        Ok(()) => {
+            settled.borrow_mut().insert(cloud.clone());
+            Some(())
+        }
+        Err(error) => {
+            tracing::debug!(volume = %context.volume, cloud = cloud.0, %error, "what an earlier life left could not be deleted");
+            None
+        }
+    }
+}
+
+/// Deletes from one cloud, in order, as far as the cloud lets; then tells Raft what is gone. Returns up to where the cloud's
+/// records are gone.
+async fn sweep(
+    context: &VolumeContext,
+    cloud: &CloudName,
+    (gone, through): (Seq, Seq),
+    objects: &[CondemnedObject],
+) -> Seq {
+    let (Some(keys), Some(target)) = (context.keys(), context.array.copies.cloud(cloud)) else { return gone };
+    // A later life may need what this one has condemned.
+    if life::ask(&context.array).await != Life::Newest {
+        return gone;
+    }
+    let start = if gone == Seq(0) { Start::Search(GAP) } else { Start::Behind(gone) };
+    match records::sweep(&context.array, &keys, &target, start, through).await {
+        // Objects may go only when no record that names them is left.
+        Err(error) => {
+            tracing::debug!(volume = %context.volume, cloud = cloud.0, %error, "old records could not be deleted");
+            return gone;
+        }
+        Ok(()) if objects.is_empty() => return through,
+        Ok(()) => {}
+    }
+    let mut numbers = Vec::new();
+    for object in objects {
+        if let Err(error) = delete(context, &keys, &target, object).await {
+            tracing::debug!(volume = %context.volume, cloud = cloud.0, %error, "an object could not be deleted");
+            break;
+        }
+        numbers.push((object.object.incarnation, object.object.number));
+    }
+    let metrics = context.array.metrics.cloud(&cloud.0);
+    metrics.reclaimed_objects.inc_by(u64::try_from(numbers.len()).unwrap_or_default());
+    metrics.reclaimed_bytes.inc_by(objects.iter().take(numbers.len()).map(|object| object.object.bytes).sum());
+    let command = Command::FinishReclaim { volume: context.volume, cloud: cloud.clone(), numbers };
+    // A refusal means that the volume is gone, and with it the ledger.
+    drop(context.array.agree(command).await);
+    through
+}
+
+/// Deletes one object. An orphan's kind is not known, so it is deleted under each name it may have.
+async fn delete(
+    context: &VolumeContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    condemned: &CondemnedObject,
+) -> Result<(), CopyError> {
+    let object = &condemned.object;
+    let kinds = match condemned.kind {
+        _ if object.hash == Hash::ZERO => &[ObjectKind::Root, ObjectKind::Page, ObjectKind::Segment][..],
+        NumberedKind::Root => &[ObjectKind::Root],
+        NumberedKind::Page => &[ObjectKind::Page],
+        NumberedKind::Segment => &[ObjectKind::Segment],
+    };
+    for kind in kinds {
+        let id = keys.id(*kind, object.incarnation, object.number.0);
+        context.array.copies.delete(cloud, &id).await?;
+    }
+    Ok(())
+}

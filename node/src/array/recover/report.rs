@@ -1,0 +1,67 @@
+//! What a recovery found, for people and for programs.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use velum_protocol::id::{ClusterId, Incarnation};
+
+/// The whole report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The incarnation that begins.
+    pub incarnation: Incarnation,
+    /// What must be true of the clouds for the result to be the newest cloud-durable state.
+    pub assumption: String,
+    /// Per cloud.
+    pub clouds: Vec<CloudReport>,
+    /// Per volume.
+    pub volumes: Vec<VolumeReport>,
+}
+
+/// What one cloud answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CloudReport {
+    /// The operator's name for it.
+    pub name: String,
+    /// It answered at all.
+    pub answered: bool,
+    /// Why it was not used, if it was not.
+    pub refused: Option<String>,
+    /// Objects read from it that opened, by kind.
+    pub authentic: BTreeMap<&'static str, u64>,
+    /// Objects that other clouds have and this one does not, by kind.
+    pub missing: BTreeMap<&'static str, u64>,
+    /// Objects that are there but damaged, forged or another object, by kind.
+    pub corrupt: BTreeMap<&'static str, u64>,
+    /// The first damaged or missing objects, by name; see `DETAILS_MAX`.
+    pub details: Vec<String>,
+}
+
+/// What was found of one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VolumeReport {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The sequence record it stands at.
+    pub seq: u64,
+    /// The checkpoint it was read from; zero when there was none.
+    pub checkpoint: u64,
+    /// Objects of it that no cloud can give any more.
+    pub lost: Vec<String>,
+}
+
+/// Lines of detail kept per cloud; the counts go on.
+pub(super) const DETAILS_MAX: usize = 100;
+
+impl Report {
+    /// True when something was found damaged or missing anywhere.
+    #[must_use]
+    pub fn shows_damage(&self) -> bool {
+        self.volumes.iter().any(|volume| !volume.lost.is_empty())
+            || self.clouds.iter().any(|cloud| !cloud.answered || !cloud.missing.is_empty() || !cloud.corrupt.is_empty())
+    }
+}

@@ -1,0 +1,555 @@
+//! raft-rs as a machine: inputs go in, what must be stored, synced, sent, applied and answered comes out, in that order.
+//!
+//! The order that everything rests on: entries, votes and the term are appended to the journal; messages that promise them
+//! leave only after the sync that covers them; committed entries are applied after that. A sync that is under way covers
+//! what was appended before it began; the next one covers all that came meanwhile.
+//!
+//! It does not know what a command means, nor what a disk is.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use raft::{
+    Config, RawNode, StateRole,
+    eraftpb::{Entry, EntryType, HardState, Message, MessageType},
+    raw_node::is_local_msg,
+};
+use velum_protocol::format::raft as format;
+
+use super::{PeerMessage, ProposeError, RaftStatus, convert, log::Log};
+use crate::{actor, env::Instant, journal::Position};
+
+/// Ticks without a leader before an election at the earliest; twice that at the latest. A tick is 50 ms.
+const ELECTION_TICKS: usize = 20;
+
+/// Ticks between a leader's heartbeats.
+const HEARTBEAT_TICKS: usize = 2;
+
+/// Bytes of entries in one message to a peer.
+const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+
+/// Messages to one peer that wait for its answer.
+const MESSAGES_IN_FLIGHT_MAX: usize = 256;
+
+/// Proposed bytes that are not applied yet; more is refused. Less in a small journal.
+const PROPOSED_BYTES_MAX: u64 = 64 << 20;
+
+/// What a record in the journal, or an entry in memory, costs beside its data. Roughly, and not too little.
+const OVERHEAD_BYTES: u64 = 256;
+
+/// Bytes of committed entries handed out at once.
+const COMMITTED_BYTES_MAX: u64 = 8 << 20;
+
+/// Entries in the log that call for a snapshot.
+pub(super) const LOG_ENTRIES_MAX: usize = 4096;
+
+/// Bytes in the journal that call for a snapshot. Less in a small journal; more when the last snapshot was larger, so that
+/// snapshots cost less than the log they replace.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+
+/// Entries to wait for after a snapshot could not be written.
+const RETRY_ENTRIES: u64 = 256;
+
+/// What the machine is told.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// The first one.
+    Begin,
+    /// 50 ms went by.
+    Tick,
+    /// A peer says something.
+    Receive(Box<Message>),
+    /// Somebody wants an entry agreed.
+    Propose { ticket: u64, entry: Bytes },
+    /// Records up to this number are durable.
+    Synced { through: u64 },
+    /// The journal cannot be trusted any more.
+    JournalFailed,
+    /// A snapshot is in place.
+    Snapshotted { index: u64, bytes: u64 },
+    /// A snapshot could not be written; the one before stands.
+    SnapshotFailed,
+}
+
+/// What the shell is to do.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Append a record to the journal.
+    Append { at: Position, record: Vec<u8> },
+    /// Sync the journal; then [`Input::Synced`] with this number.
+    Sync { through: u64 },
+    /// Send to a peer; may be lost.
+    Send(PeerMessage),
+    /// Apply a committed entry, and answer the proposer if it is ours.
+    Apply { index: u64, entry: Bytes, ticket: Option<u64> },
+    /// Tell a proposer that its entry will not be applied by this proposal, or that nobody can say.
+    Refuse { ticket: u64, error: ProposeError },
+    /// Store the state machine as it is now; then [`Input::Snapshotted`].
+    Snapshot { index: u64, term: u64, snapshot: Box<format::Snapshot> },
+    /// The journal's records of raft up to here are not needed any more.
+    Trim { through: Position },
+    /// Call again in a tick.
+    ArmTick,
+    /// Everything committed before this life began has been applied.
+    CaughtUp,
+    /// The state of affairs has changed.
+    Report(RaftStatus),
+    /// Nothing goes on: the reason is in the status.
+    Halt(&'static str),
+}
+
+/// A record in the journal.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    at: Position,
+    /// Index of its last entry; zero without entries.
+    last: u64,
+    /// Bytes it takes, roughly.
+    bytes: u64,
+}
+
+/// A proposal of this node.
+#[derive(Clone, Copy, Debug)]
+struct Proposal {
+    /// The term it was proposed in.
+    term: u64,
+    /// Whom to answer.
+    ticket: u64,
+    /// Bytes it takes, roughly.
+    bytes: u64,
+}
+
+/// A batch of raft's that waits for a sync.
+#[derive(Debug)]
+struct Unsynced {
+    ready: u64,
+    /// The last record that belongs to it or to one before.
+    record: u64,
+    /// Promises to peers, to be sent when it is durable.
+    messages: Vec<Message>,
+}
+
+/// A snapshot that is being written.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    index: u64,
+    from_record: u64,
+}
+
+/// What a machine starts from.
+pub(super) struct Start {
+    pub(super) node: u64,
+    /// The log with the hard state merged from snapshot and records.
+    pub(super) log: Log,
+    /// The index the state machine stands at.
+    pub(super) applied: u64,
+    /// Records found in the journal: position, index of the last entry or zero, length.
+    pub(super) records: Vec<(Position, u64, usize)>,
+    /// True when the snapshot has never been started from.
+    pub(super) first_start: bool,
+    /// What the journal holds.
+    pub(super) journal: JournalBounds,
+}
+
+/// What the journal holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct JournalBounds {
+    /// The longest record.
+    pub(super) record_bytes_max: usize,
+    /// All records together.
+    pub(super) bytes_max: u64,
+}
+
+/// The machine.
+pub(super) struct Machine {
+    raft: RawNode<Log>,
+    records: VecDeque<Kept>,
+    records_bytes: u64,
+    record_last: u64,
+    record_synced: u64,
+    unsynced: VecDeque<Unsynced>,
+    wants_sync: bool,
+    syncing: bool,
+    /// Proposals of this node by index.
+    proposals: BTreeMap<u64, Proposal>,
+    proposed_bytes: u64,
+    applied: u64,
+    /// Applied this far, everything from before this life is.
+    caught_up_at: Option<u64>,
+    first_start: bool,
+    pending: Option<Pending>,
+    snapshot_bytes: u64,
+    retry_after: u64,
+    journal: JournalBounds,
+    reported: RaftStatus,
+    halted: bool,
+}
+
+impl Machine {
+    /// A raft node as it was left.
+    pub(super) fn new(start: Start) -> Result<Self, raft::Error> {
+        let Start { node, log, applied, records, first_start, journal } = start;
+        let config = Config {
+            id: node,
+            election_tick: ELECTION_TICKS,
+            heartbeat_tick: HEARTBEAT_TICKS,
+            applied,
+            max_size_per_msg: MESSAGE_BYTES_MAX,
+            max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: PROPOSED_BYTES_MAX,
+            max_committed_size_per_ready: COMMITTED_BYTES_MAX,
+            ..Config::default()
+        };
+        let committed = log.hard_state().commit;
+        let raft = RawNode::new(&config, log, &super::logger::logger())?;
+        let records: VecDeque<_> = records.into_iter().map(|(at, last, length)| kept(at, last, length)).collect();
+        let record_last = records.back().map_or(0, |kept| kept.at.number);
+        Ok(Self {
+            raft,
+            records_bytes: records.iter().map(|kept| kept.bytes).sum(),
+            records,
+            record_last,
+            // The journal makes everything it replays durable before it opens.
+            record_synced: record_last,
+            unsynced: VecDeque::new(),
+            wants_sync: false,
+            syncing: false,
+            proposals: BTreeMap::new(),
+            proposed_bytes: 0,
+            applied,
+            caught_up_at: Some(committed),
+            first_start,
+            pending: None,
+            snapshot_bytes: 0,
+            retry_after: 0,
+            journal,
+            reported: RaftStatus::default(),
+            halted: false,
+        })
+    }
+
+    /// The longest entry that fits a record.
+    pub(super) fn entry_bytes_max(record_bytes_max: usize) -> usize {
+        record_bytes_max.saturating_sub(64).min(format::ENTRY_BYTES_MAX)
+    }
+
+    /// Begins: alone in the group, it leads at once, and what it finds in its log is committed by its own first entry.
+    fn begin(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::ArmTick);
+        let voters = &self.raft.store().members().voters;
+        if voters.len() == 1 && voters.first() == Some(&self.raft.raft.id) {
+            // It cannot fail: nobody else can lead.
+            let _ = self.raft.campaign();
+            self.caught_up_at = Some(self.raft.raft.raft_log.last_index());
+        }
+    }
+
+    fn propose(&mut self, ticket: u64, entry: Bytes, effects: &mut Vec<Effect>) {
+        if self.halted {
+            return effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
+        }
+        if entry.is_empty() || entry.len() > Self::entry_bytes_max(self.journal.record_bytes_max) {
+            return effects.push(Effect::Refuse { ticket, error: ProposeError::Length(entry.len()) });
+        }
+        if self.raft.raft.state != StateRole::Leader {
+            let leader = Some(self.raft.raft.leader_id).filter(|leader| *leader != 0);
+            return effects.push(Effect::Refuse { ticket, error: ProposeError::NotLeader { leader } });
+        }
+        let bytes = u64_of(entry.len()) + OVERHEAD_BYTES;
+        let has_room = self.proposed_bytes + bytes <= PROPOSED_BYTES_MAX.min(self.journal.bytes_max / 8);
+        // One copy, into the vector raft-rs asks for.
+        if (self.proposals.is_empty() || has_room) && self.raft.propose(Vec::new(), entry.to_vec()).is_ok() {
+            let index = self.raft.raft.raft_log.last_index();
+            self.proposals.insert(index, Proposal { term: self.raft.raft.term, ticket, bytes });
+            self.proposed_bytes += bytes;
+        } else {
+            effects.push(Effect::Refuse { ticket, error: ProposeError::Busy });
+        }
+    }
+
+    /// Takes back the ticket of the proposal that stood at a committed entry's place, if it is that entry.
+    fn settle(&mut self, entry: &Entry, effects: &mut Vec<Effect>) -> Option<u64> {
+        let Proposal { term, ticket, bytes } = self.proposals.remove(&entry.index)?;
+        self.proposed_bytes -= bytes;
+        if term == entry.term {
+            return Some(ticket);
+        }
+        effects.push(Effect::Refuse { ticket, error: ProposeError::Superseded });
+        None
+    }
+
+    fn receive(&mut self, message: Message) {
+        if self.accepts(&message) {
+            // An error says that the message is of no use now; raft repeats what matters.
+            let _ = self.raft.step(message);
+        }
+    }
+
+    /// raft-rs panics on messages that cannot be; nothing such gets through from a peer.
+    fn accepts(&self, message: &Message) -> bool {
+        let raft = &self.raft.raft;
+        let last = raft.raft_log.last_index();
+        let known = |id: u64| raft.prs().get(id).is_some();
+        let from_a_peer = message.to == raft.id && message.from != raft.id && known(message.from);
+        let entries_join = message.entries.iter().zip(1..).all(|(entry, place)| {
+            message.index.checked_add(place) == Some(entry.index)
+                && entry.term >= message.log_term
+                && entry.term <= message.term
+        });
+        let kind = message.get_msg_type();
+        // Proposals are made where the leader is, and snapshots come on a channel of their own.
+        let is_remote = !is_local_msg(kind) && !matches!(kind, MessageType::MsgPropose | MessageType::MsgSnapshot);
+        // A leader that believes this node to hold more than it does: the log was lost. Not answering is all that is safe.
+        let commit_is_held = kind != MessageType::MsgHeartbeat || message.commit <= last;
+        from_a_peer && is_remote && entries_join && commit_is_held && message.index < u64::MAX / 2
+    }
+
+    /// Raft draws its election timeout from the system's chance; this gives it one that the same history gives again. A
+    /// function of state alone: raft-rs draws anew at moments that cannot be seen from outside.
+    fn set_election_timeout(&mut self) {
+        let raft = &mut self.raft.raft;
+        let role = match raft.state {
+            StateRole::Follower => 1,
+            StateRole::Candidate => 2,
+            StateRole::Leader => 3,
+            StateRole::PreCandidate => 4,
+        };
+        let mut mixed = raft.id ^ raft.term.rotate_left(17) ^ (role << 60);
+        for _ in 0..3 {
+            mixed = (mixed ^ (mixed >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        let spread = usize::try_from(mixed >> 40).expect("24 bits") % ELECTION_TICKS;
+        raft.set_randomized_election_timeout(ELECTION_TICKS + spread);
+    }
+
+    /// Takes everything raft has ready.
+    fn pump(&mut self, effects: &mut Vec<Effect>) {
+        while !self.halted && self.raft.has_ready() {
+            let mut ready = self.raft.ready();
+            send(ready.take_messages(), effects);
+            let committed = ready.take_committed_entries();
+            let entries = ready.take_entries();
+            if !self.raft.mut_store().append(&entries) {
+                return self.halt("raft handed out entries that do not join its log", effects);
+            }
+            if ready.hs().is_some() || !entries.is_empty() {
+                let hard_state = ready.hs().unwrap_or_else(|| self.raft.store().hard_state()).clone();
+                self.raft.mut_store().set_hard_state(hard_state.clone());
+                self.store(&entries, &hard_state, effects);
+            }
+            self.wants_sync |= ready.must_sync();
+            let messages = ready.take_persisted_messages();
+            self.unsynced.push_back(Unsynced { ready: ready.number(), record: self.record_last, messages });
+            let must_sync = ready.must_sync();
+            self.raft.advance_append_async(ready);
+            if !must_sync && !self.wants_sync && !self.syncing {
+                // Nothing in it has to be durable before others hear of it, and nothing before it waits.
+                self.persisted(self.record_last, effects);
+            }
+            self.apply(committed, effects);
+        }
+        if self.halted {
+            return;
+        }
+        if self.caught_up_at.is_some_and(|index| self.applied >= index) {
+            self.caught_up_at = None;
+            effects.push(Effect::CaughtUp);
+            self.maybe_snapshot(effects);
+        }
+        if self.wants_sync && !self.syncing {
+            self.wants_sync = false;
+            self.syncing = true;
+            effects.push(Effect::Sync { through: self.record_last });
+        }
+    }
+
+    /// Appends entries and hard state to the journal, in records of bounded length.
+    fn store(&mut self, entries: &[Entry], hard_state: &HardState, effects: &mut Vec<Effect>) {
+        let hard_state = convert::hard_state(hard_state);
+        let mut batch = format::Record { hard_state, first: 0, entries: Vec::new() };
+        let mut bytes = 0;
+        for entry in entries {
+            let entry_bytes = entry.data.len() + 64;
+            if !batch.entries.is_empty()
+                && bytes + entry_bytes > self.journal.record_bytes_max.min(format::RECORD_ENTRIES_BYTES)
+            {
+                let full = std::mem::replace(&mut batch, format::Record { hard_state, first: 0, entries: Vec::new() });
+                self.put(&full, effects);
+                bytes = 0;
+            }
+            if batch.entries.is_empty() {
+                batch.first = entry.index;
+            }
+            batch.entries.push(convert::entry(entry));
+            bytes += entry_bytes;
+        }
+        self.put(&batch, effects);
+    }
+
+    fn put(&mut self, record: &format::Record, effects: &mut Vec<Effect>) {
+        self.record_last += 1;
+        let at = Position { epoch: record.hard_state.term, number: self.record_last };
+        let count = u64_of(record.entries.len());
+        let last = if count == 0 { 0 } else { record.first + count - 1 };
+        let record = record.encode();
+        let kept = kept(at, last, record.len());
+        self.records_bytes += kept.bytes;
+        self.records.push_back(kept);
+        effects.push(Effect::Append { at, record });
+    }
+
+    /// Records up to `record` are durable: promises may leave, and raft may count this node's own vote for them.
+    fn persisted(&mut self, record: u64, effects: &mut Vec<Effect>) {
+        let mut last = None;
+        while let Some(batch) = self.unsynced.pop_front_if(|batch| batch.record <= record) {
+            send(batch.messages, effects);
+            last = Some(batch.ready);
+        }
+        if let Some(ready) = last {
+            self.raft.on_persist_ready(ready);
+        }
+    }
+
+    fn apply(&mut self, committed: Vec<Entry>, effects: &mut Vec<Effect>) {
+        for entry in committed {
+            assert!(entry.index > self.applied, "entries are applied once, in order");
+            let ticket = self.settle(&entry, effects);
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                return self.halt("the log changes the membership, which this version cannot do", effects);
+            }
+            self.applied = entry.index;
+            if !entry.data.is_empty() {
+                effects.push(Effect::Apply { index: entry.index, entry: entry.data, ticket });
+            }
+        }
+        self.raft.advance_apply_to(self.applied);
+        self.maybe_snapshot(effects);
+    }
+
+    /// Asks for a snapshot when the log is long, and at the very first start: from then on a journal without raft records is
+    /// known to be a lost one.
+    fn maybe_snapshot(&mut self, effects: &mut Vec<Effect>) {
+        let bytes_max = LOG_BYTES_MAX.max(self.snapshot_bytes).min(self.journal.bytes_max / 8);
+        let is_long = self.raft.store().entries() >= LOG_ENTRIES_MAX || self.records_bytes >= bytes_max;
+        let is_first = self.first_start && self.caught_up_at.is_none();
+        if self.pending.is_some() || !(is_long || is_first) || self.applied < self.retry_after {
+            return;
+        }
+        let index = self.applied;
+        let Some(term) = self.raft.store().term_at(index).filter(|_| index > self.raft.store().base()) else { return };
+        // Replay begins with the first record that holds an entry behind the snapshot; one durable record always stays, so
+        // that an empty stream can only be a lost one.
+        let needed = self.records.iter().find(|kept| kept.last > index).map_or(self.record_last, |kept| kept.at.number);
+        let from_record = needed.min(self.record_synced);
+        if from_record == 0 {
+            return;
+        }
+        self.pending = Some(Pending { index, from_record });
+        let store = self.raft.store();
+        // What is known to be committed beyond the snapshot may not be durable here yet.
+        let hard_state = format::HardState { commit: index, ..convert::hard_state(store.hard_state()) };
+        let snapshot = Box::new(format::Snapshot {
+            hard_state,
+            from_record,
+            membership: convert::membership(store.members()),
+            state: Bytes::new(),
+        });
+        effects.push(Effect::Snapshot { index, term, snapshot });
+    }
+
+    fn snapshotted(&mut self, index: u64, bytes: u64, effects: &mut Vec<Effect>) {
+        let Some(pending) = self.pending.take().filter(|pending| pending.index == index) else { return };
+        self.first_start = false;
+        self.snapshot_bytes = bytes;
+        self.raft.mut_store().compact(index);
+        let mut through = None;
+        while let Some(kept) = self.records.pop_front_if(|kept| kept.at.number < pending.from_record) {
+            self.records_bytes -= kept.bytes;
+            through = Some(kept.at);
+        }
+        if let Some(through) = through {
+            effects.push(Effect::Trim { through });
+        }
+    }
+
+    fn halt(&mut self, reason: &'static str, effects: &mut Vec<Effect>) {
+        self.halted = true;
+        effects.push(Effect::Halt(reason));
+        for Proposal { ticket, .. } in std::mem::take(&mut self.proposals).into_values() {
+            effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
+        }
+    }
+
+    fn report(&mut self, effects: &mut Vec<Effect>) {
+        let raft = &self.raft.raft;
+        let status = RaftStatus {
+            term: raft.term,
+            leader: Some(raft.leader_id).filter(|leader| *leader != 0),
+            is_leader: raft.state == StateRole::Leader,
+            commit: raft.raft_log.committed,
+            applied: self.applied,
+            log_entries: self.raft.store().entries(),
+            halted: self.halted,
+        };
+        if status != self.reported {
+            self.reported = status;
+            effects.push(Effect::Report(status));
+        }
+    }
+}
+
+impl actor::Machine for Machine {
+    type Input = Input;
+    type Effect = Effect;
+
+    fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
+        if let Input::Propose { ticket, entry } = input {
+            self.set_election_timeout();
+            self.propose(ticket, entry, effects);
+        } else if !self.halted {
+            self.set_election_timeout();
+            match input {
+                Input::Begin => self.begin(effects),
+                Input::Tick => {
+                    self.raft.tick();
+                    effects.push(Effect::ArmTick);
+                }
+                Input::Receive(message) => self.receive(*message),
+                Input::Propose { .. } => {}
+                Input::Synced { through } => {
+                    self.syncing = false;
+                    self.record_synced = self.record_synced.max(through);
+                    // What came since and needs no sync of its own only waited for its turn.
+                    let through = if self.wants_sync { through } else { self.record_last };
+                    self.persisted(through, effects);
+                }
+                Input::JournalFailed => self.halt("the journal failed", effects),
+                Input::Snapshotted { index, bytes } => self.snapshotted(index, bytes, effects),
+                Input::SnapshotFailed => {
+                    self.pending = None;
+                    self.retry_after = self.applied + RETRY_ENTRIES;
+                }
+            }
+        }
+        self.pump(effects);
+        self.report(effects);
+    }
+}
+
+fn kept(at: Position, last: u64, length: usize) -> Kept {
+    Kept { at, last, bytes: u64_of(length) + OVERHEAD_BYTES }
+}
+
+fn u64_of(length: usize) -> u64 {
+    u64::try_from(length).expect("a length in memory fits 64 bits")
+}
+
+fn send(messages: Vec<Message>, effects: &mut Vec<Effect>) {
+    effects.extend(messages.into_iter().map(|message| Effect::Send(PeerMessage(Box::new(message)))));
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

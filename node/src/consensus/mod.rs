@@ -1,0 +1,349 @@
+//! What the nodes agree on: raft-rs driven as a machine. It knows nothing of what a command means.
+//!
+//! Log and hard state are records of the journal's raft stream, the state machine's bytes a snapshot file beside it; both
+//! sealed under the cluster-state key. A start reads the snapshot, replays the records behind it and, alone in its group,
+//! leads at once; [`Consensus::start`] returns when everything committed before has been applied.
+//!
+//! Crash behaviour: an entry is applied, and its proposer answered, only after a sync that covers it, so an acked entry is
+//! there after any crash, in order, once. A proposal that got no answer may or may not have been agreed; whoever repeats it
+//! must recognise it. A failed journal stops raft for the rest of this life.
+
+mod convert;
+mod log;
+mod logger;
+mod machine;
+mod shell;
+mod snapshot;
+
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use raft::eraftpb::{HardState, Message};
+use tokio::sync::oneshot;
+use velum_protocol::{
+    format::raft::{HardState as StoredHardState, Membership, Record, Snapshot},
+    id::{ClusterId, NodeId},
+    version::LeadError,
+};
+
+use crate::{
+    actor::{self, Handle},
+    env::{Env, Local},
+    journal::{Journal, JournalError, Position},
+    keyring::SealKey,
+};
+use log::Log;
+use machine::{Input, JournalBounds, Machine, Start};
+use shell::{Shared, Shell, open_record};
+use snapshot::{Owner, Placed};
+
+/// The state machine that entries are applied to. Applying is a function of entry and state alone.
+pub trait Applier {
+    /// Applies a committed entry and gives the answer for its proposer.
+    fn apply(&mut self, index: u64, entry: &[u8]) -> Bytes;
+    /// All of the state, to be read by [`Applier::restore`].
+    fn snapshot(&self) -> Bytes;
+    /// Takes on the state of a snapshot.
+    ///
+    /// # Errors
+    /// When the bytes are no state this build reads.
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError>;
+}
+
+/// Why a state machine does not take its snapshot; what it says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RestoreError(pub String);
+
+/// Why a proposal was not answered by the state machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Another node leads, or none does at the moment. The proposal has no effect.
+    #[error("this node does not lead the raft group")]
+    NotLeader {
+        /// Who does, if it is known.
+        leader: Option<u64>,
+    },
+    /// Empty, or longer than an entry may be. The proposal has no effect.
+    #[error("a raft entry of {0} bytes is out of bounds")]
+    Length(usize),
+    /// Too much is proposed and not yet agreed. The proposal has no effect; try again later.
+    #[error("too many proposals are under way")]
+    Busy,
+    /// Another leader's entry took its place. The proposal has no effect.
+    #[error("another leader's entry took the place of the proposal")]
+    Superseded,
+    /// The node stops or its journal failed. Whether the proposal takes effect is not known.
+    #[error("raft has stopped on this node")]
+    Stopped,
+}
+
+/// Why raft does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    /// There is no snapshot, so this node is in no group.
+    #[error("{} does not exist: the node has not been initialised", path.display())]
+    NoGroup {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// There is a group already.
+    #[error("{} exists: the node has been initialised before", path.display())]
+    GroupExists {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The snapshot cannot be read.
+    #[error("the raft snapshot {} is damaged: {what}; replace the node or recover from the clouds", path.display())]
+    SnapshotDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The snapshot is of another node or cluster.
+    #[error("{} belongs to node {found_node} of cluster {found_cluster}, not to this node", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The cluster it names.
+        found_cluster: ClusterId,
+        /// The node it names.
+        found_node: NodeId,
+    },
+    /// A newer Velum wrote the snapshot.
+    #[error("{}: {source}; start the newer version", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The versions.
+        source: LeadError,
+    },
+    /// A record of the log is missing or not authentic, below what was durable.
+    #[error("the raft log is damaged at record {record}: {what}; replace the node or recover from the clouds")]
+    LogDamaged {
+        /// The record's number.
+        record: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The state machine does not take its snapshot.
+    #[error("the replicated state cannot be restored: {0}")]
+    Restore(#[from] RestoreError),
+    /// raft-rs does not take its state.
+    #[error("raft does not take its state: {0}")]
+    Raft(String),
+    /// Raft stopped while it was starting.
+    #[error("raft stopped while it was starting: {0}")]
+    Halted(&'static str),
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A file system operation failed.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+/// How things stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RaftStatus {
+    /// The term.
+    pub term: u64,
+    /// Who leads, if known.
+    pub leader: Option<u64>,
+    /// Whether this node does.
+    pub is_leader: bool,
+    /// Entries up to this index are committed.
+    pub commit: u64,
+    /// Entries up to this index are applied.
+    pub applied: u64,
+    /// Entries behind the last snapshot.
+    pub log_entries: usize,
+    /// Raft has stopped for the rest of this life.
+    pub halted: bool,
+}
+
+/// What one member says to another. How it travels is not consensus's business.
+#[derive(Clone, Debug)]
+pub struct PeerMessage(Box<Message>);
+
+impl PeerMessage {
+    /// Who is to get it.
+    #[must_use]
+    pub fn to(&self) -> NodeId {
+        NodeId(self.0.to)
+    }
+}
+
+/// The way to raft on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {
+    handle: Handle<Input>,
+    shared: Rc<Shared>,
+}
+
+/// Who starts raft, and with what.
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// The cluster-state key.
+    pub seal: SealKey,
+}
+
+impl From<Member> for Owner {
+    fn from(member: Member) -> Self {
+        let Member { node, cluster, seal } = member;
+        Self { cluster, node, seal }
+    }
+}
+
+/// Whether `dir` holds a raft group that [`bootstrap`] made.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub async fn is_bootstrapped(env: &Env, dir: &Path) -> Result<bool, ConsensusError> {
+    let listed = snapshot::exists(&*env.disk, dir).await;
+    listed.map_err(|source| ConsensusError::Io { path: dir.to_path_buf(), source })
+}
+
+/// Makes a group of one in `dir`, with `state` as the state machine's first snapshot: for a new or a recovered node.
+///
+/// # Errors
+/// When there is a group already, or the file cannot be written.
+pub async fn bootstrap(env: &Env, dir: &Path, member: Member, state: Bytes) -> Result<(), ConsensusError> {
+    let failed = |source| ConsensusError::Io { path: dir.to_path_buf(), source };
+    env.disk.create_dir_all(dir).await.map_err(failed)?;
+    if is_bootstrapped(env, dir).await? {
+        return Err(ConsensusError::GroupExists { path: dir.to_path_buf() });
+    }
+    let snapshot = Snapshot {
+        hard_state: StoredHardState { term: 1, vote: 0, commit: 1 },
+        from_record: 0,
+        membership: Membership { voters: vec![member.node.0], ..Membership::default() },
+        state,
+    };
+    let file = snapshot::encode(&member.into(), &env.entropy.fresh32(), &Placed { index: 1, term: 1, snapshot });
+    snapshot::replace(Rc::clone(&env.disk), dir.to_path_buf(), file).await.map_err(failed)
+}
+
+impl Consensus {
+    /// Starts raft from the snapshot in `dir` and the journal's raft records; `applier` takes on the snapshot and all that
+    /// is committed behind it. Returns when that is done.
+    ///
+    /// # Errors
+    /// When snapshot or log are damaged, lost, or not this node's. A node that lost its log must not go on under its id.
+    pub async fn start(
+        env: &Env,
+        dir: &Path,
+        member: Member,
+        journal: Rc<Journal>,
+        replayed: Vec<(Position, Bytes)>,
+        applier: Rc<RefCell<dyn Applier>>,
+    ) -> Result<Self, ConsensusError> {
+        let owner = Owner::from(member);
+        let placed = snapshot::read(&*env.disk, dir, &owner).await?;
+        applier.borrow_mut().restore(&placed.snapshot.state)?;
+        // Sealing makes records longer; a quarter of a KiB is more than enough.
+        let record_bytes_max = journal.body_bytes_max().saturating_sub(256);
+        let bounds = JournalBounds { record_bytes_max, bytes_max: journal.status().bytes_max };
+        let start = replay(&owner, placed, &replayed, bounds)?;
+        drop(replayed);
+        let machine = Machine::new(start).map_err(|error| ConsensusError::Raft(error.to_string()))?;
+        let shared = Rc::new(Shared::default());
+        let (caught_up, done) = oneshot::channel();
+        *shared.caught_up.borrow_mut() = Some(caught_up);
+        let shell =
+            Shell { env: env.clone(), dir: dir.to_path_buf(), owner, journal, applier, shared: Rc::clone(&shared) };
+        let handle = actor::start(Rc::clone(&env.clock), machine, shell);
+        handle.call(Input::Begin);
+        match done.await {
+            Ok(Ok(())) => Ok(Self { handle, shared }),
+            Ok(Err(reason)) => Err(ConsensusError::Halted(reason)),
+            Err(_) => Err(ConsensusError::Halted("the node is stopping")),
+        }
+    }
+
+    /// Proposes an entry; completes with the state machine's answer once it is applied here. Dropping the future does not
+    /// take the proposal back.
+    pub fn propose(&self, entry: Bytes) -> Local<Result<Bytes, ProposeError>> {
+        let ticket = self.shared.next_ticket.get();
+        self.shared.next_ticket.set(ticket + 1);
+        let (reply, answer) = oneshot::channel();
+        if self.handle.is_alive() {
+            self.shared.replies.borrow_mut().insert(ticket, reply);
+            self.handle.call(Input::Propose { ticket, entry });
+        }
+        async move { answer.await.unwrap_or(Err(ProposeError::Stopped)) }.boxed_local()
+    }
+
+    /// Hands in what a peer says. Lost or repeated messages do no harm; those of one peer come in the order it sent them.
+    pub fn receive(&self, message: PeerMessage) {
+        self.handle.call(Input::Receive(message.0));
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        self.shared.status.get()
+    }
+}
+
+/// Puts the log together from the snapshot and the records behind it.
+fn replay(
+    owner: &Owner,
+    placed: Placed,
+    replayed: &[(Position, Bytes)],
+    journal: JournalBounds,
+) -> Result<Start, ConsensusError> {
+    let Placed { index, term, snapshot } = placed;
+    let first_start = snapshot.from_record == 0;
+    let from_record = snapshot.from_record.max(1);
+    let mut expected = from_record;
+    let mut hard_state = snapshot.hard_state;
+    let mut log = Log::new((index, term), convert::raft_members(snapshot.membership), HardState::default());
+    let mut records = Vec::new();
+    for (at, body) in replayed.iter().skip_while(|(at, _)| at.number < from_record) {
+        let damaged = |what| ConsensusError::LogDamaged { record: expected, what };
+        if at.number != expected {
+            return Err(damaged("it is missing"));
+        }
+        let record = open_record(owner, *at, body).ok_or_else(|| damaged("it is not authentic"))?;
+        let record = Record::decode(&record).map_err(|_| damaged("it does not decode"))?;
+        let Record { hard_state: after, first, entries } = record;
+        let entries = convert::raft_entries(first, entries);
+        records.push((*at, entries.last().map_or(0, |entry| entry.index), body.len()));
+        if !log.append(&entries) {
+            return Err(damaged("its entries do not join the log"));
+        }
+        hard_state = merge(hard_state, after);
+        expected += 1;
+    }
+    if records.is_empty() && !first_start {
+        // One record is always left in the journal, so none at all means that the journal was lost.
+        return Err(ConsensusError::LogDamaged { record: expected, what: "the journal holds no raft record at all" });
+    }
+    if hard_state.commit > log.last() {
+        return Err(ConsensusError::LogDamaged { record: expected, what: "entries known to be committed are missing" });
+    }
+    log.set_hard_state(convert::raft_hard_state(hard_state));
+    Ok(Start { node: owner.node.0, log, applied: index, records, first_start, journal })
+}
+
+/// The later of two hard states. The snapshot's may be newer than that of the records it begins with.
+fn merge(one: StoredHardState, other: StoredHardState) -> StoredHardState {
+    let commit = one.commit.max(other.commit);
+    let later = if (other.term, other.vote) >= (one.term, one.vote) { other } else { one };
+    StoredHardState { commit, ..later }
+}

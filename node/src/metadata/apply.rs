@@ -1,0 +1,153 @@
+//! One command applied to the state: the answers, the rejections, and what a repeated proposal gets.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use velum_protocol::{
+    codec,
+    format::metadata::{Command, Proposal},
+    id::{Epoch, ObjectNumber, Seq, VolumeId},
+};
+
+use super::{
+    PROPOSAL_BYTES_MAX,
+    state::{State, VolumeState},
+};
+
+/// How many answers are kept for repeated proposals. A proposer repeats within seconds; this is minutes of the highest rate.
+const ANSWERS_MAX: usize = 4096;
+
+/// What an applied command gives back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done, nothing to tell.
+    Done,
+    /// The epoch granted.
+    Epoch(Epoch),
+    /// Object numbers granted: the first, and how many.
+    Objects(ObjectNumber, u64),
+    /// The flush grant.
+    Grant(u64),
+}
+
+/// Why a command does not fit the state. The same on every node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    /// No such volume, or it is deleted.
+    #[error("there is no such volume")]
+    NoSuchVolume,
+    /// The name is in use.
+    #[error("a volume of this name exists already")]
+    NameTaken,
+    /// Names are `[a-z0-9._-]{1,63}`.
+    #[error("a volume's name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-'")]
+    BadName,
+    /// Size zero, not a multiple of 4 KiB, or above 64 TiB.
+    #[error("a volume's size is a multiple of 4 KiB, at least 4 KiB and at most 64 TiB")]
+    BadSize,
+    /// A range that is empty, inverted, not on region bounds, or a malformed principal.
+    #[error(
+        "the ACL entry is malformed: ranges are not empty and lie on region bounds, principals have 1 to 128 characters"
+    )]
+    BadAcl,
+    /// The proposer is not the owner any more.
+    #[error("the epoch is over: the volume is at epoch {0}")]
+    StaleEpoch(Epoch),
+    /// The flush grant was revoked or never given.
+    #[error("the flush grant does not stand")]
+    NoGrant,
+    /// The key epoch is not the newest.
+    #[error("the key epoch is not the current one")]
+    StaleKeyEpoch,
+    /// The record does not follow the head.
+    #[error("the record does not follow the head of the sequence, which is at {0}")]
+    NotNext(Seq),
+    /// The replicated state is full of records that no checkpoint covers yet.
+    #[error("too many sequence records wait for a checkpoint; one must be stored in a quorum of clouds first")]
+    RecordsFull,
+    /// The checkpoint does not follow the one before, or covers records that are not there.
+    #[error("the checkpoint does not fit the sequence")]
+    CheckpointUnfit,
+    /// A cursor may not pass the head or name an unknown cloud.
+    #[error("the cursor does not fit the sequence")]
+    CursorUnfit,
+    /// A number is not condemned, or its checkpoint is not stored widely enough.
+    #[error("the objects may not be reclaimed yet")]
+    NotReclaimable,
+    /// The volume still has objects in the clouds.
+    #[error("the volume is not empty of objects yet")]
+    NotEmpty,
+    /// A catalogue number that does not follow.
+    #[error("the catalogue record does not follow the head of the catalogue")]
+    CatalogueUnfit,
+    /// The entry is no proposal that this release knows.
+    #[error("the entry is not a proposal this release understands")]
+    Unreadable,
+    /// Zero or absurdly many.
+    #[error("the count is out of range")]
+    BadCount,
+}
+
+impl State {
+    /// Applies one encoded proposal and encodes the answer.
+    pub fn apply_encoded(&mut self, entry: &[u8]) -> Bytes {
+        let answer = match codec::decode::<Proposal>(entry, PROPOSAL_BYTES_MAX) {
+            Ok(proposal) => self.apply(&proposal),
+            Err(_) => Err(Rejection::Unreadable),
+        };
+        codec::encode(&answer).into()
+    }
+
+    /// Applies one proposal; a repeated one gets the first answer and changes nothing.
+    pub fn apply(&mut self, proposal: &Proposal) -> Result<Answer, Rejection> {
+        if let Some((_, answer)) = self.answered.iter().rev().find(|(request, _)| *request == proposal.request) {
+            return answer.clone();
+        }
+        let answer = self.apply_command(&proposal.command);
+        self.answered.push_back((proposal.request, answer.clone()));
+        if self.answered.len() > ANSWERS_MAX {
+            self.answered.pop_front();
+        }
+        answer
+    }
+
+    fn apply_command(&mut self, command: &Command) -> Result<Answer, Rejection> {
+        match command {
+            Command::CreateVolume { .. }
+            | Command::ResizeVolume { .. }
+            | Command::DeleteVolume { .. }
+            | Command::SetAcl { .. }
+            | Command::ForgetVolume { .. }
+            | Command::MoveCatalogue { .. } => self.apply_to_volumes(command),
+            Command::GrantOwner { .. }
+            | Command::GrantObjects { .. }
+            | Command::GrantFlush { .. }
+            | Command::RevokeFlush { .. }
+            | Command::AppendSequence { .. }
+            | Command::ChangeLineage { .. }
+            | Command::MoveCursor { .. } => self.apply_to_sequence(command),
+            Command::CommitCheckpoint { .. }
+            | Command::MoveCheckpointCursor { .. }
+            | Command::CommitReclaim { .. }
+            | Command::FinishReclaim { .. }
+            | Command::ForgetRange { .. } => self.apply_to_checkpoints(command),
+        }
+    }
+
+    /// A volume that is there, deleted or not.
+    pub(super) fn volume_mut(&mut self, volume: VolumeId) -> Result<&mut VolumeState, Rejection> {
+        self.volumes.get_mut(&volume).ok_or(Rejection::NoSuchVolume)
+    }
+
+    /// A volume that is there and not deleted.
+    pub(super) fn live_volume_mut(&mut self, volume: VolumeId) -> Result<&mut VolumeState, Rejection> {
+        self.volume_mut(volume)
+            .and_then(|volume| if volume.deleted { Err(Rejection::NoSuchVolume) } else { Ok(volume) })
+    }
+}
+
+impl VolumeState {
+    /// Refuses a proposer whose epoch is over.
+    pub(super) fn expect_epoch(&self, epoch: Epoch) -> Result<(), Rejection> {
+        if self.epoch == epoch { Ok(()) } else { Err(Rejection::StaleEpoch(self.epoch)) }
+    }
+}

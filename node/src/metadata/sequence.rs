@@ -1,0 +1,127 @@
+//! Commands of the write path: owners, object numbers, flush grants, sequence records, cursors.
+
+use velum_protocol::{
+    format::metadata::Command,
+    id::{Incarnation, ObjectNumber, Seq},
+};
+
+use super::{
+    apply::{Answer, Rejection},
+    state::{GrantedRange, Head, RECORD_BYTES_MAX, RecordEntry, State, VolumeState},
+};
+
+/// The most object numbers one grant hands out: a restart gives up the rest of a range, and orphans are looked for in it.
+const OBJECTS_PER_GRANT_MAX: u64 = 65_536;
+
+impl State {
+    pub(super) fn apply_to_sequence(&mut self, command: &Command) -> Result<Answer, Rejection> {
+        match command {
+            Command::GrantOwner { volume, node, after } => {
+                let volume = self.live_volume_mut(*volume)?;
+                volume.expect_epoch(*after)?;
+                volume.epoch = after.next();
+                volume.owner = Some(*node);
+                // A grant belongs to the epoch it was given in.
+                volume.grants.clear();
+                Ok(Answer::Epoch(volume.epoch))
+            }
+            Command::GrantObjects { volume, epoch, count } => {
+                let volume = self.live_volume_mut(*volume)?;
+                volume.expect_epoch(*epoch)?;
+                if !(1..=OBJECTS_PER_GRANT_MAX).contains(count) {
+                    return Err(Rejection::BadCount);
+                }
+                let first = volume.next_object;
+                volume.next_object = ObjectNumber(first.0.checked_add(*count).ok_or(Rejection::BadCount)?);
+                volume.ranges.insert(first, GrantedRange { epoch: *epoch, count: *count });
+                Ok(Answer::Objects(first, *count))
+            }
+            Command::GrantFlush { volume, epoch, key_epoch } => {
+                let volume = self.live_volume_mut(*volume)?;
+                volume.expect_epoch(*epoch)?;
+                if volume.keys.last().map(|keys| keys.key_epoch) != Some(*key_epoch) {
+                    return Err(Rejection::StaleKeyEpoch);
+                }
+                let grant = volume.next_grant;
+                volume.next_grant += 1;
+                volume.grants.insert(grant);
+                Ok(Answer::Grant(grant))
+            }
+            Command::RevokeFlush { volume } => {
+                self.live_volume_mut(*volume)?.grants.clear();
+                Ok(Answer::Done)
+            }
+            Command::AppendSequence { volume, record, .. } => {
+                if self.record_bytes().saturating_add(record.len()) > RECORD_BYTES_MAX {
+                    return Err(Rejection::RecordsFull);
+                }
+                let incarnation = self.incarnation;
+                self.live_volume_mut(*volume)?.append(command, incarnation)
+            }
+            Command::ChangeLineage { volume, epoch } => {
+                let volume = self.live_volume_mut(*volume)?;
+                volume.expect_epoch(*epoch)?;
+                volume.lineage = volume.lineage.next();
+                Ok(Answer::Done)
+            }
+            Command::MoveCursor { volume, cloud, seq } => {
+                let clouds: Vec<_> = self.clouds.iter().map(|entry| entry.name.clone()).collect();
+                let volume = self.volume_mut(*volume)?;
+                if !clouds.contains(cloud) || *seq > volume.head.seq {
+                    return Err(Rejection::CursorUnfit);
+                }
+                let cursor = volume.cursors.entry(cloud.clone()).or_insert(Seq(0));
+                *cursor = (*cursor).max(*seq);
+                volume.drop_records(&clouds);
+                Ok(Answer::Done)
+            }
+            _ => unreachable!("apply_command routes sequence commands only"),
+        }
+    }
+}
+
+impl VolumeState {
+    /// Gate 3 once more, at the moment that counts: only the owner, under a standing grant, may add the next link.
+    fn append(&mut self, command: &Command, incarnation: Incarnation) -> Result<Answer, Rejection> {
+        let Command::AppendSequence {
+            epoch,
+            grant,
+            seq,
+            prev_hash,
+            hash,
+            first,
+            last,
+            journal_chain,
+            record,
+            objects,
+            ..
+        } = command
+        else {
+            unreachable!("called for AppendSequence only")
+        };
+        self.expect_epoch(*epoch)?;
+        if !self.grants.contains(grant) {
+            return Err(Rejection::NoGrant);
+        }
+        let follows = *seq == self.head.seq.next() && *prev_hash == self.head.chain;
+        let contiguous = *first == self.head.last.next() && *last >= *first;
+        if !follows || !contiguous {
+            return Err(Rejection::NotNext(self.head.seq));
+        }
+        self.grants.remove(grant);
+        self.head = Head { seq: *seq, chain: *hash, last: *last, journal_chain: *journal_chain, epoch: *epoch };
+        self.records.insert(
+            *seq,
+            RecordEntry {
+                incarnation,
+                record: record.clone(),
+                hash: *hash,
+                objects: objects.clone(),
+                first: *first,
+                last: *last,
+                epoch: *epoch,
+            },
+        );
+        Ok(Answer::Done)
+    }
+}

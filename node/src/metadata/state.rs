@@ -1,0 +1,292 @@
+//! The shape of the replicated metadata, and its saved form.
+//!
+//! Saved form (the payload of a raft snapshot): magic, version, then the encoded state; drawn in `docs/format.md`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use velum_protocol::{
+    codec::{self, CodecError},
+    format::metadata::{AclEntry, CheckpointRef, CloudName, CondemnedObject, ObjectRef, RequestId, WrappedVolumeKeys},
+    id::{ClusterId, Epoch, Hash, Incarnation, Jseq, Lineage, NodeId, ObjectNumber, Seq, VolumeId},
+};
+
+use super::apply::{Answer, Rejection};
+
+/// Marks a saved state.
+pub const STATE_MAGIC: [u8; 4] = *b"VMET";
+/// Version of the saved form.
+pub const STATE_VERSION: u16 = 1;
+/// Longest saved state.
+pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
+/// Bytes of sealed records the state takes in all; past that a volume has to make a checkpoint first. The rest of
+/// [`STATE_BYTES_MAX`] is left to everything else.
+pub const RECORD_BYTES_MAX: usize = STATE_BYTES_MAX / 4 * 3;
+
+/// The replicated metadata of a cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Which cluster this is.
+    pub cluster: ClusterId,
+    /// Which life of it; a recovery from clouds alone starts the next.
+    pub incarnation: Incarnation,
+    /// The configured clouds, in the operator's order.
+    pub clouds: Vec<CloudEntry>,
+    /// How many clouds must hold something before it counts as stored (w).
+    pub quorum: u32,
+    /// Volumes by id, deleted ones until their objects are gone.
+    pub volumes: BTreeMap<VolumeId, VolumeState>,
+    /// Number and hash of the newest catalogue record; number 0 before the first.
+    pub catalogue: (u64, Hash),
+    /// Its sealed bytes, the same for every cloud; empty when it is of an earlier life.
+    pub catalogue_record: Bytes,
+    /// The change it shows.
+    pub catalogue_shown: u64,
+    /// Counts changes that the catalogue must show; it is behind while its record shows a lower one.
+    pub catalogue_wanted: u64,
+    /// Answers of the newest proposals, oldest first, so that a repeated one is applied once.
+    pub answered: VecDeque<(RequestId, Result<Answer, Rejection>)>,
+}
+
+/// A cloud as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloudEntry {
+    /// The operator's name for it.
+    pub name: CloudName,
+    /// Where it is, without credentials.
+    pub url: String,
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeState {
+    /// The operator's name for it.
+    pub name: String,
+    /// Size in bytes, a multiple of the block size.
+    pub size_bytes: u64,
+    /// Who may do what; the last entry that matches decides.
+    pub acl: Vec<AclEntry>,
+    /// Counts changes of the ACL.
+    pub acl_version: u64,
+    /// The change of the catalogue that shows the volume as it is now. Nothing is flushed before enough clouds show it.
+    pub described: u64,
+    /// Wrapped keys of every key epoch, oldest first; the last one seals.
+    pub keys: Vec<WrappedVolumeKeys>,
+    /// The sequencing node.
+    pub owner: Option<NodeId>,
+    /// Its fencing number; zero before the first owner.
+    pub epoch: Epoch,
+    /// Changes only when acked writes may have been lost.
+    pub lineage: Lineage,
+    /// The next object number to hand out.
+    pub next_object: ObjectNumber,
+    /// Ranges of object numbers handed out, by first number, until every number is referenced or gone.
+    pub ranges: BTreeMap<ObjectNumber, GrantedRange>,
+    /// The flush grants that stand.
+    pub grants: BTreeSet<u64>,
+    /// The next flush grant.
+    pub next_grant: u64,
+    /// Where the sequence stands.
+    pub head: Head,
+    /// Sealed records since the newest checkpoint, and older ones that some cloud lacks, back to the checkpoint before.
+    pub records: BTreeMap<Seq, RecordEntry>,
+    /// The newest checkpoint that w clouds hold.
+    pub checkpoint: Option<CheckpointRef>,
+    /// The one before it.
+    pub previous_checkpoint: Option<CheckpointRef>,
+    /// Per cloud: it holds every record up to this one with all that they name.
+    pub cursors: BTreeMap<CloudName, Seq>,
+    /// Per cloud: it holds this checkpoint (by number) with all that it names.
+    pub checkpoint_cursors: BTreeMap<CloudName, u64>,
+    /// Objects nothing references any more, not yet gone from every cloud.
+    pub condemned: BTreeMap<(Incarnation, ObjectNumber), Condemned>,
+    /// The volume is deleted; what it left in the clouds is being reclaimed.
+    pub deleted: bool,
+}
+
+/// Object numbers handed to one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantedRange {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// How many numbers.
+    pub count: u64,
+}
+
+/// The newest link of a volume's sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its place; zero before the first record.
+    pub seq: Seq,
+    /// Its chain hash; all zero before the first record.
+    pub chain: Hash,
+    /// The last journal position it covers.
+    pub last: Jseq,
+    /// The journal's chain hash there.
+    pub journal_chain: Hash,
+    /// The epoch that appended it.
+    pub epoch: Epoch,
+}
+
+/// A sealed sequence record with what each cloud needs before it may have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordEntry {
+    /// The life of the cluster that sealed it; part of its name in the clouds.
+    pub incarnation: Incarnation,
+    /// The sealed bytes, the same for every cloud.
+    pub record: Bytes,
+    /// The chain hash at this record.
+    pub hash: Hash,
+    /// The segments it names.
+    pub objects: Vec<ObjectRef>,
+    /// First journal position of its window.
+    pub first: Jseq,
+    /// Last journal position of its window.
+    pub last: Jseq,
+    /// The epoch that appended it.
+    pub epoch: Epoch,
+}
+
+/// An object nothing references any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condemned {
+    /// What and which.
+    pub object: CondemnedObject,
+    /// The checkpoint (by number) that is the first without it.
+    pub checkpoint: u64,
+    /// The seq of that checkpoint.
+    pub at: Seq,
+    /// Deletion is approved.
+    pub committed: bool,
+    /// Clouds it is gone from.
+    pub gone_from: BTreeSet<CloudName>,
+}
+
+impl Head {
+    /// Before the first record.
+    pub const START: Self =
+        Self { seq: Seq(0), chain: Hash::ZERO, last: Jseq(0), journal_chain: Hash::ZERO, epoch: Epoch(0) };
+}
+
+impl State {
+    /// A new cluster without volumes.
+    #[must_use]
+    pub fn new(cluster: ClusterId, clouds: Vec<CloudEntry>, quorum: u32) -> Self {
+        Self {
+            cluster,
+            incarnation: Incarnation(1),
+            clouds,
+            quorum,
+            volumes: BTreeMap::new(),
+            catalogue: (0, Hash::ZERO),
+            catalogue_record: Bytes::new(),
+            catalogue_shown: 0,
+            catalogue_wanted: 1,
+            answered: VecDeque::new(),
+        }
+    }
+
+    /// The volume of a name, if it is not deleted.
+    #[must_use]
+    pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &VolumeState)> {
+        self.volumes.iter().find(|(_, volume)| volume.name == name && !volume.deleted).map(|(id, volume)| (*id, volume))
+    }
+
+    /// Bytes of sealed records the state holds.
+    #[must_use]
+    pub fn record_bytes(&self) -> usize {
+        self.volumes.values().flat_map(|volume| volume.records.values()).map(|entry| entry.record.len()).sum()
+    }
+
+    /// The saved form.
+    #[must_use]
+    pub fn save(&self) -> Bytes {
+        let mut out = STATE_MAGIC.to_vec();
+        out.extend_from_slice(&STATE_VERSION.to_le_bytes());
+        out.extend_from_slice(&codec::encode(self));
+        out.into()
+    }
+
+    /// Reads the saved form.
+    ///
+    /// # Errors
+    /// When the bytes are not a saved state, or one of a newer version.
+    pub fn load(bytes: &[u8]) -> Result<Self, LoadError> {
+        let rest = bytes.strip_prefix(&STATE_MAGIC).ok_or(LoadError::NotAState)?;
+        let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
+        match u16::from_le_bytes(*version) {
+            STATE_VERSION => Ok(codec::decode(rest, STATE_BYTES_MAX)?),
+            version => Err(LoadError::NewerVersion(version)),
+        }
+    }
+}
+
+impl VolumeState {
+    /// A new, empty volume that a change of the catalogue describes.
+    #[must_use]
+    pub fn new(name: String, size_bytes: u64, keys: WrappedVolumeKeys, acl: Vec<AclEntry>, described: u64) -> Self {
+        Self {
+            name,
+            size_bytes,
+            acl,
+            acl_version: 1,
+            described,
+            keys: vec![keys],
+            owner: None,
+            epoch: Epoch(0),
+            lineage: Lineage(1),
+            next_object: ObjectNumber(1),
+            ranges: BTreeMap::new(),
+            grants: BTreeSet::new(),
+            next_grant: 1,
+            head: Head::START,
+            records: BTreeMap::new(),
+            checkpoint: None,
+            previous_checkpoint: None,
+            cursors: BTreeMap::new(),
+            checkpoint_cursors: BTreeMap::new(),
+            condemned: BTreeMap::new(),
+            deleted: false,
+        }
+    }
+
+    /// The highest seq that `quorum` clouds have passed: everything up to it is at d2.
+    #[must_use]
+    pub fn durable_seq(&self, quorum: u32) -> Seq {
+        let mut cursors: Vec<Seq> = self.cursors.values().copied().collect();
+        cursors.sort_unstable_by(|left, right| right.cmp(left));
+        let place = usize::try_from(quorum).unwrap_or(usize::MAX).saturating_sub(1);
+        cursors.get(place).copied().unwrap_or_default()
+    }
+
+    /// The last journal position that is known to be at d2.
+    #[must_use]
+    pub fn durable_jseq(&self, quorum: u32) -> Jseq {
+        let durable = self.durable_seq(quorum);
+        if durable == self.head.seq {
+            return self.head.last;
+        }
+        // Records that a checkpoint covers are gone from here; the first one left says where they ended.
+        let covered = self.checkpoint.as_ref().filter(|checkpoint| checkpoint.seq == durable);
+        match (self.records.get(&durable), covered, self.records.values().next()) {
+            (Some(record), ..) => record.last,
+            (None, Some(_), Some(first_left)) => Jseq(first_left.first.0.saturating_sub(1)),
+            _ => Jseq(0),
+        }
+    }
+}
+
+/// Why saved metadata could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The magic is missing.
+    #[error("this is not saved cluster metadata")]
+    NotAState,
+    /// Written by a newer release.
+    #[error("the metadata has format version {0}, this release knows up to {STATE_VERSION}; use the newer release")]
+    NewerVersion(u16),
+    /// The body does not decode.
+    #[error("the saved metadata does not decode: {0}")]
+    Body(#[from] CodecError),
+}

@@ -1,0 +1,352 @@
+//! Commands against the state: what each gives, what is refused, and that refusals change nothing.
+
+use bytes::Bytes;
+use velum_protocol::{
+    format::metadata::{
+        AclEntry, CheckpointRef, CloudName, Command, CondemnedObject, NumberedKind, ObjectRef, Proposal, RequestId,
+        Right, WrappedKey, WrappedVolumeKeys,
+    },
+    id::{
+        BlockCount, BlockIndex, ClusterId, Epoch, Hash, Incarnation, Jseq, KeyEpoch, NodeId, ObjectNumber, Seq,
+        VolumeId,
+    },
+};
+
+use super::{
+    Answer, Rejection, State,
+    acl::{right_over, widest_right},
+    state::CloudEntry,
+};
+
+const VOLUME: VolumeId = VolumeId([7; 16]);
+
+struct Bench {
+    state: State,
+    requests: u8,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let clouds = ["a", "b", "c"]
+            .map(|name| CloudEntry { name: CloudName(name.into()), url: format!("memory:///{name}") })
+            .to_vec();
+        let mut bench = Self { state: State::new(ClusterId([1; 16]), clouds, 2), requests: 0 };
+        bench.run(create("demo", 1 << 30)).unwrap();
+        bench
+    }
+
+    fn run(&mut self, command: Command) -> Result<Answer, Rejection> {
+        self.requests += 1;
+        let before = self.state.clone();
+        let answer = self.state.apply(&Proposal { request: RequestId([self.requests; 16]), command });
+        if answer.is_err() {
+            let mut after = self.state.clone();
+            after.answered.clone_from(&before.answered);
+            assert_eq!(after, before, "a refused command changed the state");
+        }
+        answer
+    }
+
+    fn own(&mut self) -> Epoch {
+        let after = self.state.volumes[&VOLUME].epoch;
+        match self.run(Command::GrantOwner { volume: VOLUME, node: NodeId(1), after }) {
+            Ok(Answer::Epoch(epoch)) => epoch,
+            other => panic!("no epoch: {other:?}"),
+        }
+    }
+
+    fn grant(&mut self, epoch: Epoch) -> u64 {
+        match self.run(Command::GrantFlush { volume: VOLUME, epoch, key_epoch: KeyEpoch(1) }) {
+            Ok(Answer::Grant(grant)) => grant,
+            other => panic!("no grant: {other:?}"),
+        }
+    }
+
+    fn append(&mut self, epoch: Epoch, seq: u64, first: u64, last: u64) -> Result<Answer, Rejection> {
+        let grant = self.grant(epoch);
+        let command = self.record(epoch, grant, seq, first, last);
+        self.run(command)
+    }
+
+    fn record(&self, epoch: Epoch, grant: u64, seq: u64, first: u64, last: u64) -> Command {
+        Command::AppendSequence {
+            volume: VOLUME,
+            epoch,
+            grant,
+            seq: Seq(seq),
+            prev_hash: self.state.volumes[&VOLUME].head.chain,
+            hash: hash(seq),
+            first: Jseq(first),
+            last: Jseq(last),
+            journal_chain: Hash([9; 32]),
+            record: Bytes::from_static(b"sealed"),
+            objects: vec![],
+        }
+    }
+
+    fn checkpoint(&mut self, epoch: Epoch, number: u64, seq: u64, dead: &[u64]) -> Result<Answer, Rejection> {
+        let checkpoint = CheckpointRef { number, seq: Seq(seq), chain: hash(seq), root: object(1000 + number) };
+        let condemned = dead
+            .iter()
+            .map(|number| CondemnedObject { kind: NumberedKind::Segment, object: object(*number) })
+            .collect();
+        self.run(Command::CommitCheckpoint { volume: VOLUME, epoch, checkpoint, condemned })
+    }
+
+    fn move_cursor(&mut self, cloud: &str, seq: u64) -> Result<Answer, Rejection> {
+        self.run(Command::MoveCursor { volume: VOLUME, cloud: CloudName(cloud.into()), seq: Seq(seq) })
+    }
+
+    fn hold_checkpoint(&mut self, cloud: &str, number: u64) -> Result<Answer, Rejection> {
+        self.run(Command::MoveCheckpointCursor { volume: VOLUME, cloud: CloudName(cloud.into()), number })
+    }
+}
+
+fn create(name: &str, size_bytes: u64) -> Command {
+    let key = WrappedKey { sealed: Bytes::from_static(b"wrapped"), commitment: Hash::ZERO };
+    let keys = WrappedVolumeKeys { key_epoch: KeyEpoch(1), data: key.clone(), metadata: key.clone(), journal: key };
+    Command::CreateVolume { volume: VOLUME, name: name.into(), size_bytes, keys, acl: vec![] }
+}
+
+fn hash(number: u64) -> Hash {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Hash(bytes)
+}
+
+fn object(number: u64) -> ObjectRef {
+    ObjectRef { incarnation: Incarnation(1), number: ObjectNumber(number), bytes: 1, hash: Hash::ZERO }
+}
+
+fn numbers(numbers: &[u64]) -> Vec<(Incarnation, ObjectNumber)> {
+    numbers.iter().map(|number| (Incarnation(1), ObjectNumber(*number))).collect()
+}
+
+#[test]
+fn a_repeated_proposal_is_applied_once_and_answered_alike() {
+    let mut bench = Bench::new();
+    let proposal = Proposal {
+        request: RequestId([200; 16]),
+        command: Command::GrantOwner { volume: VOLUME, node: NodeId(1), after: Epoch(0) },
+    };
+    assert_eq!(bench.state.apply(&proposal), Ok(Answer::Epoch(Epoch(1))));
+    assert_eq!(bench.state.apply(&proposal), Ok(Answer::Epoch(Epoch(1))));
+    assert_eq!(bench.state.volumes[&VOLUME].epoch, Epoch(1));
+}
+
+#[test]
+fn names_and_sizes_outside_the_rules_are_refused() {
+    let mut bench = Bench::new();
+    for name in ["", "UPPER", "a/b", "..\u{0}", &"a".repeat(64)] {
+        assert_eq!(bench.run(create(name, 4096)), Err(Rejection::BadName), "{name:?}");
+    }
+    for size in [0, 1, 4095, 4097, (64 << 40) + 4096] {
+        assert_eq!(bench.run(create("other", size)), Err(Rejection::BadSize), "{size}");
+    }
+    assert_eq!(bench.run(create("demo", 4096)), Err(Rejection::NameTaken));
+}
+
+#[test]
+fn the_sequence_takes_only_the_next_record_of_the_owner() {
+    let mut bench = Bench::new();
+    let old = bench.own();
+    assert_eq!(bench.append(old, 1, 1, 10), Ok(Answer::Done));
+    assert_eq!(bench.append(old, 3, 11, 12), Err(Rejection::NotNext(Seq(1))), "a gap in seq");
+    assert_eq!(bench.append(old, 2, 12, 13), Err(Rejection::NotNext(Seq(1))), "a gap in the journal");
+    assert_eq!(bench.append(old, 2, 11, 10), Err(Rejection::NotNext(Seq(1))), "an inverted window");
+    let new = bench.own();
+    let stale = bench.record(old, 1, 2, 11, 12);
+    assert_eq!(bench.run(stale), Err(Rejection::StaleEpoch(new)));
+    assert_eq!(bench.append(new, 2, 11, 12), Ok(Answer::Done));
+}
+
+#[test]
+fn a_record_must_name_the_hash_of_the_head() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    bench.append(epoch, 1, 1, 1).unwrap();
+    let grant = bench.grant(epoch);
+    let Command::AppendSequence { volume, seq, hash, first, last, journal_chain, record, objects, .. } =
+        bench.record(epoch, grant, 2, 2, 2)
+    else {
+        unreachable!()
+    };
+    let forked = Command::AppendSequence {
+        volume,
+        epoch,
+        grant,
+        seq,
+        prev_hash: Hash([66; 32]),
+        hash,
+        first,
+        last,
+        journal_chain,
+        record,
+        objects,
+    };
+    assert_eq!(bench.run(forked), Err(Rejection::NotNext(Seq(1))));
+}
+
+#[test]
+fn a_flush_grant_serves_one_record_and_can_be_revoked() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    let grant = bench.grant(epoch);
+    bench.run(Command::RevokeFlush { volume: VOLUME }).unwrap();
+    let revoked = bench.record(epoch, grant, 1, 1, 1);
+    assert_eq!(bench.run(revoked), Err(Rejection::NoGrant));
+    let grant = bench.grant(epoch);
+    let first = bench.record(epoch, grant, 1, 1, 1);
+    assert_eq!(bench.run(first), Ok(Answer::Done));
+    let again = bench.record(epoch, grant, 2, 2, 2);
+    assert_eq!(bench.run(again), Err(Rejection::NoGrant));
+}
+
+#[test]
+fn object_numbers_are_never_handed_out_twice() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    let ask = |epoch| Command::GrantObjects { volume: VOLUME, epoch, count: 100 };
+    assert_eq!(bench.run(ask(epoch)), Ok(Answer::Objects(ObjectNumber(1), 100)));
+    let epoch = bench.own();
+    assert_eq!(bench.run(ask(epoch)), Ok(Answer::Objects(ObjectNumber(101), 100)));
+    let forget = |first| Command::ForgetRange { volume: VOLUME, first: ObjectNumber(first) };
+    assert_eq!(bench.run(forget(101)), Err(Rejection::NotReclaimable), "its epoch is not over");
+    assert_eq!(bench.run(forget(1)), Ok(Answer::Done));
+}
+
+#[test]
+fn a_cursor_never_moves_back_nor_past_the_head() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    bench.append(epoch, 1, 1, 1).unwrap();
+    bench.append(epoch, 2, 2, 2).unwrap();
+    let mut to = |cloud: &str, seq| {
+        bench.run(Command::MoveCursor { volume: VOLUME, cloud: CloudName(cloud.into()), seq: Seq(seq) })
+    };
+    assert_eq!(to("a", 3), Err(Rejection::CursorUnfit));
+    assert_eq!(to("nowhere", 1), Err(Rejection::CursorUnfit));
+    to("a", 2).unwrap();
+    to("a", 1).unwrap();
+    to("b", 1).unwrap();
+    let volume = &bench.state.volumes[&VOLUME];
+    assert_eq!(volume.cursors[&CloudName("a".into())], Seq(2));
+    assert_eq!(volume.durable_seq(2), Seq(1), "d2 is what two clouds have");
+    assert_eq!(volume.durable_seq(3), Seq(0), "the third cloud has nothing");
+}
+
+#[test]
+fn a_checkpoint_takes_the_records_it_covers_and_must_fit_the_chain() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    for seq in 1..=3 {
+        bench.append(epoch, seq, seq, seq).unwrap();
+    }
+    assert_eq!(bench.checkpoint(epoch, 2, 2, &[]), Err(Rejection::CheckpointUnfit), "number 1 comes first");
+    assert_eq!(bench.checkpoint(epoch, 1, 9, &[]), Err(Rejection::CheckpointUnfit), "there is no record 9");
+    assert_eq!(bench.checkpoint(epoch, 1, 2, &[]), Ok(Answer::Done));
+    for cloud in ["a", "b", "c"] {
+        bench.move_cursor(cloud, 3).unwrap();
+    }
+    let volume = &bench.state.volumes[&VOLUME];
+    assert_eq!(volume.records.keys().copied().collect::<Vec<_>>(), [Seq(3)]);
+    assert_eq!(bench.checkpoint(epoch, 2, 1, &[]), Err(Rejection::CheckpointUnfit), "it would go back");
+    bench.append(epoch, 4, 4, 4).unwrap();
+    assert_eq!(bench.checkpoint(epoch, 2, 2, &[]), Ok(Answer::Done), "the same place again, though its record is gone");
+}
+
+#[test]
+fn records_that_a_cloud_lacks_are_kept_until_the_next_checkpoint() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    for seq in 1..=3 {
+        bench.append(epoch, seq, seq, seq).unwrap();
+    }
+    let kept = |bench: &Bench| bench.state.volumes[&VOLUME].records.keys().map(|seq| seq.0).collect::<Vec<_>>();
+    bench.move_cursor("a", 3).unwrap();
+    bench.move_cursor("b", 3).unwrap();
+    bench.checkpoint(epoch, 1, 2, &[]).unwrap();
+    assert_eq!(kept(&bench), [1, 2, 3], "cloud c has none of them");
+    bench.move_cursor("c", 1).unwrap();
+    assert_eq!(kept(&bench), [2, 3]);
+    bench.checkpoint(epoch, 2, 3, &[]).unwrap();
+    assert_eq!(kept(&bench), [3], "cloud c has to jump now");
+    bench.move_cursor("c", 3).unwrap();
+    assert!(kept(&bench).is_empty());
+}
+
+#[test]
+fn condemned_objects_are_reclaimed_only_behind_a_checkpoint_that_a_quorum_of_clouds_holds() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    bench.append(epoch, 1, 1, 1).unwrap();
+    bench.checkpoint(epoch, 1, 1, &[5]).unwrap();
+    let approve = |numbers| Command::CommitReclaim { volume: VOLUME, epoch, numbers };
+    let gone =
+        |cloud: &str| Command::FinishReclaim { volume: VOLUME, cloud: CloudName(cloud.into()), numbers: numbers(&[5]) };
+    assert_eq!(bench.run(approve(numbers(&[5]))), Err(Rejection::NotReclaimable));
+    bench.hold_checkpoint("a", 1).unwrap();
+    assert_eq!(bench.run(approve(numbers(&[5]))), Err(Rejection::NotReclaimable), "one cloud is no quorum");
+    bench.hold_checkpoint("b", 1).unwrap();
+    assert_eq!(bench.run(approve(numbers(&[6]))), Err(Rejection::NotReclaimable), "number 6 is not condemned");
+    bench.run(gone("a")).unwrap();
+    assert!(
+        bench.state.volumes[&VOLUME].condemned.values().all(|entry| entry.gone_from.is_empty()),
+        "not approved yet"
+    );
+    bench.run(approve(numbers(&[5]))).unwrap();
+    for cloud in ["a", "b", "c"] {
+        assert_eq!(bench.state.volumes[&VOLUME].condemned.len(), 1);
+        bench.run(gone(cloud)).unwrap();
+    }
+    assert!(bench.state.volumes[&VOLUME].condemned.is_empty());
+}
+
+#[test]
+fn the_last_matching_acl_entry_decides_for_every_block_of_a_range() {
+    let entry = |principal: &str, range: Option<(u64, u64)>, right| AclEntry {
+        principal: principal.into(),
+        range: range.map(|(first, end)| (BlockIndex(first), BlockIndex(end))),
+        right,
+    };
+    let acl = [
+        entry("*", None, Right::Read),
+        entry("uid:1", Some((16_384, 32_768)), Right::Write),
+        entry("uid:2", None, Right::Write),
+        entry("uid:2", Some((16_384, 32_768)), Right::None),
+    ];
+    let over = |principal, first, count| right_over(&acl, principal, BlockIndex(first), BlockCount(count));
+    assert_eq!(over("uid:1", 16_384, 16_384), Right::Write);
+    assert_eq!(over("uid:1", 16_383, 2), Right::Read, "the first block lies before the region");
+    assert_eq!(over("uid:1", 32_767, 2), Right::Read, "the last block lies behind the region");
+    assert_eq!(over("uid:2", 0, 100_000), Right::None, "a forbidden region in the middle");
+    assert_eq!(over("uid:3", 0, 1), Right::Read);
+    assert_eq!(widest_right(&acl, "uid:1"), Right::Write);
+    assert_eq!(widest_right(&acl[1..], "uid:3"), Right::None);
+}
+
+#[test]
+fn an_acl_entry_off_the_region_bounds_is_refused() {
+    let mut bench = Bench::new();
+    for range in [(0, 1), (16_384, 16_384), (32_768, 16_384)] {
+        let entry = AclEntry {
+            principal: "uid:1".into(),
+            range: Some((BlockIndex(range.0), BlockIndex(range.1))),
+            right: Right::Write,
+        };
+        assert_eq!(bench.run(Command::SetAcl { volume: VOLUME, entry }), Err(Rejection::BadAcl), "{range:?}");
+    }
+}
+
+#[test]
+fn saved_state_reads_back_and_damaged_or_newer_ones_are_refused() {
+    let bench = Bench::new();
+    let saved = bench.state.save();
+    assert_eq!(State::load(&saved).unwrap(), bench.state);
+    for cut in 0..saved.len() {
+        assert!(State::load(&saved[..cut]).is_err(), "cut at {cut}");
+    }
+    let mut newer = saved.to_vec();
+    newer[4] = 2;
+    assert!(State::load(&newer).is_err());
+}

@@ -1,0 +1,168 @@
+//! One host node, assembled: the only place that knows every actor.
+//!
+//! A start reads what this node holds (key copies, raft state, journal), asks no cloud for anything it needs before it can
+//! answer, and lets guests at each volume as soon as that volume's map root is at hand and its journal is replayed. Everything
+//! runs on the `LocalSet` it was started on; dropping that is the crash that every part is built for.
+
+mod applier;
+mod boot;
+mod create;
+mod exports;
+mod files;
+mod frames;
+mod gauges;
+mod layout;
+mod opening;
+mod records;
+mod service;
+mod start;
+mod views;
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use velum_protocol::{
+    admin::{Problem, Request, Response},
+    id::NodeId,
+};
+
+pub use create::{adopt, cloud_entries, create, is_created, quorum};
+pub use layout::Layout;
+pub use start::StartError;
+
+use crate::{
+    array::{ArrayContext, catalogue::Catalogue},
+    audit::Audit,
+    cache::{DiskCache, MemoryCache},
+    cloud::{CloudSet, Fetcher},
+    config::NodeConfig,
+    consensus::Consensus,
+    env::{Env, Instant, network::Address},
+    journal::Journal,
+    keyring::Keyring,
+    metadata::Metadata,
+    metrics::Metrics,
+    server::{admin::Backend, nbd::NbdDoor, session::Sessions},
+    volume::budget::DirtyBudget,
+};
+
+/// A running node.
+pub struct Node(Rc<Assembly>);
+
+/// The parts of a node.
+pub(crate) struct Assembly {
+    env: Env,
+    node: NodeId,
+    started: Instant,
+    config: NodeConfig,
+    keyring: Keyring,
+    journal: Rc<Journal>,
+    consensus: Consensus,
+    metadata: Metadata,
+    clouds: Rc<CloudSet>,
+    fetcher: Fetcher,
+    disk_cache: DiskCache,
+    memory: Rc<RefCell<MemoryCache>>,
+    budget: Rc<DirtyBudget>,
+    audit: Rc<Audit>,
+    metrics: Arc<Metrics>,
+    array: ArrayContext,
+    catalogue: Catalogue,
+    open: Rc<exports::OpenVolumes>,
+    sessions: Rc<Sessions>,
+    doors: RefCell<Vec<NbdDoor>>,
+    stopping: Cell<bool>,
+    boot: boot::Boot,
+    /// Held for as long as the node runs.
+    _lock: Box<dyn std::any::Any>,
+}
+
+impl Node {
+    /// Does what an operator asks through the admin API.
+    ///
+    /// # Errors
+    /// Why it was not done, in words for people and a kind for programs.
+    pub async fn admin(&self, principal: &str, request: Request) -> Result<Response, Problem> {
+        service::Service(Rc::clone(&self.0)).handle(principal, request).await
+    }
+
+    /// What answers operators, for the HTTP door.
+    #[must_use]
+    pub fn backend(&self) -> Rc<dyn Backend> {
+        Rc::new(service::Service(Rc::clone(&self.0)))
+    }
+
+    /// Where volumes are served.
+    #[must_use]
+    pub fn nbd_addresses(&self) -> Vec<Address> {
+        self.0.doors.borrow().iter().map(|door| door.address().clone()).collect()
+    }
+
+    /// The node's counters.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// What the gates decided.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.0.audit
+    }
+
+    /// The replicated metadata as this node has it.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.0.metadata
+    }
+
+    /// Completes when the node can do nothing more for its guests: its journal failed. Restart it to verify its disk.
+    pub async fn failed(&self) -> String {
+        self.0.failed().await
+    }
+
+    /// Lets guests finish what is in flight, syncs the journal and stops. What is dirty stays in the journal.
+    pub async fn stop(self) {
+        let node = self.0;
+        node.stopping.set(true);
+        let doors: Vec<NbdDoor> = node.doors.borrow_mut().drain(..).collect();
+        for door in doors {
+            door.stop().await;
+        }
+        for (_, open) in node.open.all() {
+            open.volume.close();
+        }
+        if let Err(error) = node.journal.close().await {
+            tracing::error!(%error, "the journal could not be closed cleanly; the next start will verify it");
+            return;
+        }
+        // Only now: all that was acked is at d1.
+        if let Err(error) = node.boot.stopped(&*node.env.disk).await {
+            tracing::error!(%error, "the clean stop could not be noted; after a reboot lineages change");
+        }
+    }
+}
+
+impl Assembly {
+    /// Completes when the journal has failed.
+    async fn failed(&self) -> String {
+        loop {
+            if let Some(cause) = self.journal.status().poisoned {
+                return cause;
+            }
+            self.env.clock.sleep(gauges::INTERVAL).await;
+        }
+    }
+
+    /// Where volumes are served, as people type it.
+    fn nbd_addresses(&self) -> Vec<String> {
+        let text = |address: &Address| match address {
+            Address::Tcp(address) => address.clone(),
+            Address::Unix(path) => format!("unix:{}", path.display()),
+        };
+        self.doors.borrow().iter().map(|door| text(door.address())).collect()
+    }
+}

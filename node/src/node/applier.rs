@@ -1,0 +1,59 @@
+//! Joins agreement and meaning: what raft commits is applied to the replicated metadata.
+
+use std::{cell::RefCell, rc::Rc};
+
+use bytes::Bytes;
+
+use crate::{
+    consensus::{Applier, Consensus, RestoreError},
+    env::{Clock, Local},
+    metadata::{Proposer, State, Unknown},
+    metrics::{RaftMetrics, WorkOutcome},
+};
+
+pub(super) struct MetadataApplier {
+    state: Rc<RefCell<State>>,
+}
+
+impl MetadataApplier {
+    pub(super) fn new(state: Rc<RefCell<State>>) -> Self {
+        Self { state }
+    }
+}
+
+impl Applier for MetadataApplier {
+    fn apply(&mut self, _index: u64, entry: &[u8]) -> Bytes {
+        self.state.borrow_mut().apply_encoded(entry)
+    }
+
+    fn snapshot(&self) -> Bytes {
+        self.state.borrow().save()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        let state = State::load(snapshot).map_err(|error| RestoreError(error.to_string()))?;
+        *self.state.borrow_mut() = state;
+        Ok(())
+    }
+}
+
+/// Proposes through raft, and measures how long agreement takes.
+pub(super) struct RaftProposer {
+    pub(super) consensus: Consensus,
+    pub(super) clock: Rc<dyn Clock>,
+    pub(super) metrics: RaftMetrics,
+}
+
+impl Proposer for RaftProposer {
+    fn propose(&self, entry: Bytes) -> Local<Result<Bytes, Unknown>> {
+        let answer = self.consensus.propose(entry);
+        let (clock, metrics, began) = (Rc::clone(&self.clock), self.metrics.clone(), self.clock.now());
+        Box::pin(async move {
+            let answer = answer.await;
+            metrics.proposal_seconds.observe(clock.now().since(began).as_secs_f64());
+            let outcome = if answer.is_ok() { WorkOutcome::Done } else { WorkOutcome::Failed };
+            metrics.proposals.of(outcome).inc();
+            answer.map_err(|error| Unknown(error.to_string()))
+        })
+    }
+}

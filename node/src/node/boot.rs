@@ -1,0 +1,112 @@
+//! Whether the page cache that acked writes were in is still there.
+//!
+//! A write is acked when it is in the page cache (d0). After a crash of the process it is there still; after a loss of power
+//! the end of the journal may be gone, and a journal that ends earlier than it did looks like one that never got further. So
+//! the node's directory names the boot of the machine in which the node last started, and a start in another boot takes it
+//! that every volume may have lost acked writes, unless the node had stopped cleanly.
+//!
+//! Order: the lineages change first, then the present boot is stored, then guests are let in. A crash in between changes
+//! lineages once more, which is a nuisance to guests and never a lie.
+
+use std::{io, path::PathBuf};
+
+use velum_protocol::{
+    format::{
+        boot::{BOOT_BYTES, BootError, BootFile},
+        metadata::Command,
+    },
+    id::{Epoch, VolumeId},
+    version::LeadError,
+};
+
+use super::{Assembly, files, layout::Layout, opening::RETRY, start::StartError};
+use crate::{
+    env::{Disk, Env},
+    journal::JournalIdentity,
+    metadata::MetadataError,
+};
+
+/// The boot file of a running node.
+pub(super) struct Boot {
+    path: PathBuf,
+    file: BootFile,
+}
+
+/// What became of writes that were acked and not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unsynced {
+    /// They are there, or there were none.
+    Kept,
+    /// They may be lost.
+    Doubtful,
+}
+
+impl Boot {
+    /// Compares the boot in which the node last started with the present one. Changes nothing.
+    pub(super) async fn find(
+        env: &Env,
+        layout: &Layout,
+        JournalIdentity { cluster, node }: JournalIdentity,
+    ) -> Result<(Self, Unsynced), StartError> {
+        let path = layout.boot();
+        let boot = env.disk.boot().await.map_err(|error| StartError::disk(&path, error))?;
+        let file = BootFile { cluster, node, boot, stopped: false };
+        let found = match files::read(&*env.disk, &path, BOOT_BYTES as u64).await {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+            Err(error) => return Err(StartError::disk(&path, error)),
+            Ok(bytes) => bytes,
+        };
+        let unsynced = match found.map(|bytes| BootFile::decode(&bytes)) {
+            Some(Err(BootError::Lead(source @ LeadError::Newer { .. }))) => {
+                return Err(StartError::Newer { path, source });
+            }
+            Some(Ok(last)) if last == file || last == (BootFile { boot: last.boot, stopped: true, ..file }) => {
+                Unsynced::Kept
+            }
+            Some(Ok(_) | Err(_)) | None => Unsynced::Doubtful,
+        };
+        Ok((Self { path, file }, unsynced))
+    }
+
+    /// Stores the present boot, durably: from here on writes may be acked.
+    pub(super) async fn started(&self, disk: &dyn Disk) -> Result<(), StartError> {
+        let stored = files::replace(disk, &self.path, &self.file.encode()).await;
+        stored.map_err(|error| StartError::disk(&self.path, error))
+    }
+
+    /// Says that everything acked is synced and nothing more will be acked.
+    pub(super) async fn stopped(&self, disk: &dyn Disk) -> io::Result<()> {
+        files::replace(disk, &self.path, &BootFile { stopped: true, ..self.file }.encode()).await
+    }
+}
+
+impl Assembly {
+    /// Changes the lineage of every volume that was ever open here: any of them may have had writes acked last.
+    pub(super) async fn change_lineages(&self) -> Result<(), StartError> {
+        let volumes = self.metadata.with(|state| {
+            let opened = state.volumes.iter().filter(|(_, volume)| !volume.deleted && volume.epoch > Epoch(0));
+            opened.map(|(id, volume)| (*id, volume.epoch)).collect::<Vec<_>>()
+        });
+        tracing::warn!(
+            volumes = volumes.len(),
+            "the machine stopped under this node: writes that were acked but not synced may be lost; lineages change"
+        );
+        for (volume, epoch) in volumes {
+            self.change_lineage(volume, epoch).await?;
+        }
+        Ok(())
+    }
+
+    async fn change_lineage(&self, volume: VolumeId, epoch: Epoch) -> Result<(), StartError> {
+        loop {
+            match self.metadata.propose(Command::ChangeLineage { volume, epoch }).await {
+                Ok(_) => return Ok(()),
+                Err(MetadataError::Rejected(rejection)) => return Err(StartError::Lineage { volume, rejection }),
+                Err(MetadataError::Unknown(unknown)) => {
+                    tracing::warn!(%volume, %unknown, "it is not known whether the lineage has changed; asking again");
+                }
+            }
+            self.env.clock.sleep(RETRY).await;
+        }
+    }
+}

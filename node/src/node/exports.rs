@@ -1,0 +1,85 @@
+//! The volumes open on this node, and how gate 1 sees them.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use velum_protocol::{format::metadata::Right, id::VolumeId};
+
+use crate::{
+    array::VolumeArray,
+    metadata::{Metadata, acl::widest_right, state::VolumeState},
+    server::gate::{Export, ExportInfo, Exports},
+    volume::{
+        Volume,
+        messages::{Door, Principal},
+    },
+};
+
+/// A volume that guests may use: its map is at hand, its journal is replayed, its flusher runs.
+pub(super) struct OpenVolume {
+    pub(super) volume: Volume,
+    pub(super) door: Rc<dyn Door>,
+    pub(super) array: VolumeArray,
+}
+
+/// The open volumes by id.
+#[derive(Default)]
+pub(super) struct OpenVolumes(RefCell<BTreeMap<VolumeId, Rc<OpenVolume>>>);
+
+impl OpenVolumes {
+    pub(super) fn get(&self, volume: VolumeId) -> Option<Rc<OpenVolume>> {
+        self.0.borrow().get(&volume).map(Rc::clone)
+    }
+
+    pub(super) fn insert(&self, volume: VolumeId, open: OpenVolume) {
+        self.0.borrow_mut().insert(volume, Rc::new(open));
+    }
+
+    pub(super) fn remove(&self, volume: VolumeId) -> Option<Rc<OpenVolume>> {
+        self.0.borrow_mut().remove(&volume)
+    }
+
+    /// All of them, in the order of their ids.
+    pub(super) fn all(&self) -> Vec<(VolumeId, Rc<OpenVolume>)> {
+        self.0.borrow().iter().map(|(id, open)| (*id, Rc::clone(open))).collect()
+    }
+}
+
+/// What gate 1 asks.
+pub(super) struct NodeExports {
+    pub(super) metadata: Metadata,
+    pub(super) open: Rc<OpenVolumes>,
+}
+
+impl NodeExports {
+    fn is_open(&self, id: VolumeId, volume: &VolumeState) -> bool {
+        !volume.deleted && self.open.get(id).is_some()
+    }
+}
+
+impl Exports for NodeExports {
+    fn list(&self, principal: &Principal) -> Vec<ExportInfo> {
+        let state = self.metadata.state();
+        let open = state.volumes.iter().filter(|(id, volume)| self.is_open(**id, volume));
+        open.map(|(id, volume)| ExportInfo {
+            volume: *id,
+            name: volume.name.clone(),
+            right: widest_right(&volume.acl, &principal.0),
+        })
+        .collect()
+    }
+
+    fn find(&self, name: &str, principal: &Principal) -> Option<Export> {
+        let state = self.metadata.state();
+        let (id, volume) = state.volume_named(name)?;
+        let door = Rc::clone(&self.open.get(id)?.door);
+        Some(Export { volume: id, name: name.to_owned(), right: widest_right(&volume.acl, &principal.0), door })
+    }
+
+    fn right(&self, volume: VolumeId, principal: &Principal) -> Right {
+        let state = self.metadata.state();
+        match state.volumes.get(&volume) {
+            Some(found) if self.is_open(volume, found) => widest_right(&found.acl, &principal.0),
+            _ => Right::None,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What operators ask, answered on the node's thread.
+
+use std::{rc::Rc, time::Duration};
+
+use velum_protocol::{
+    admin::{
+        Access, AclLine, ByteRange, CreateVolume, Deleted, Durability, NodeStatus, Problem, ProblemKind, RaftStatus,
+        Request, ResizeVolume, Response, Version,
+    },
+    format::metadata::{AclEntry, Command, Right},
+    id::{BLOCK_BYTES, BlockIndex, KeyEpoch, VolumeId},
+};
+
+use super::{Assembly, exports::OpenVolume, opening::Found, views};
+use crate::{
+    env::Local,
+    metadata::{Answer, MetadataError, Rejection},
+    server::admin::Backend,
+};
+
+/// How long a request waits for a volume that is being opened.
+const OPEN_WAIT: Duration = Duration::from_secs(30);
+
+/// How often it looks.
+const OPEN_LOOK: Duration = Duration::from_millis(20);
+
+/// The version of the admin API.
+const API_VERSION: u32 = 1;
+
+/// Answers operators.
+pub(super) struct Service(pub(super) Rc<Assembly>);
+
+impl Backend for Service {
+    fn handle(&self, principal: &str, request: Request) -> Local<Result<Response, Problem>> {
+        let (node, principal) = (Rc::clone(&self.0), principal.to_owned());
+        Box::pin(async move {
+            match request {
+                Request::Version => {
+                    Ok(Response::Version(Version { version: env!("CARGO_PKG_VERSION").to_owned(), api: API_VERSION }))
+                }
+                Request::NodeStatus => Ok(Response::Node(node.status())),
+                Request::RaftStatus => Ok(Response::Raft(node.raft_status())),
+                Request::ListVolumes => Ok(Response::Volumes(views::volumes(&node))),
+                Request::CreateVolume(volume) => node.create_volume(&principal, volume).await,
+                Request::ShowVolume { name } => node.show(&name),
+                Request::ResizeVolume { name, resize } => node.resize_volume(&name, resize).await,
+                Request::FlushVolume { name } => node.flush_volume(&name).await,
+                Request::DeleteVolume { name } => node.delete_volume(&name).await,
+                Request::ShowAcl { name } => node.show_acl(&name),
+                Request::SetAcl { name, line } => node.set_acl(&name, line).await,
+                Request::ListClouds => Ok(Response::Clouds(views::clouds(&node))),
+                Request::CheckClouds => Ok(Response::Checks(views::check_clouds(&node).await)),
+            }
+        })
+    }
+}
+
+impl Assembly {
+    fn status(&self) -> NodeStatus {
+        let journal = self.journal.status();
+        let (cluster, incarnation) = self.metadata.with(|state| (state.cluster, state.incarnation));
+        NodeStatus {
+            cluster: cluster.to_string(),
+            node: self.node.0,
+            incarnation: incarnation.0,
+            durability: Durability::one_node(self.clouds.clouds.len(), self.clouds.quorum),
+            dirty_bytes: self.budget.bytes_used(),
+            dirty_bytes_max: self.budget.bytes_max(),
+            journal: velum_protocol::admin::JournalStatus {
+                live_bytes: journal.bytes_live,
+                bytes_max: journal.bytes_max,
+                poisoned: journal.poisoned.is_some(),
+            },
+            nbd: self.nbd_addresses(),
+            uptime_seconds: self.env.clock.now().since(self.started).as_secs(),
+        }
+    }
+
+    fn raft_status(&self) -> RaftStatus {
+        let raft = self.consensus.status();
+        RaftStatus {
+            node: self.node.0,
+            role: (if raft.is_leader { "leader" } else { "follower" }).to_owned(),
+            leader: raft.leader,
+            term: raft.term,
+            commit: raft.commit,
+            applied: raft.applied,
+            members: vec![self.node.0],
+        }
+    }
+
+    fn named(&self, name: &str) -> Result<VolumeId, Problem> {
+        let found = self.metadata.with(|state| state.volume_named(name).map(|(id, _)| id));
+        found.ok_or_else(|| Problem::no_volume(name))
+    }
+
+    /// The volume, once it is open: after a start its map may still be on its way.
+    async fn opened(&self, volume: VolumeId) -> Option<Rc<OpenVolume>> {
+        let clock = &self.env.clock;
+        let until = clock.now() + OPEN_WAIT;
+        loop {
+            let open = self.open.get(volume);
+            if open.is_some() || clock.now() >= until {
+                return open;
+            }
+            clock.sleep(OPEN_LOOK).await;
+        }
+    }
+
+    fn show(&self, name: &str) -> Result<Response, Problem> {
+        let id = self.named(name)?;
+        views::volume(self, id).map(Response::Volume).ok_or_else(|| Problem::no_volume(name))
+    }
+
+    async fn propose(&self, command: Command) -> Result<Answer, Problem> {
+        self.metadata.propose(command).await.map_err(|error| problem(&error))
+    }
+
+    /// Created, in the catalogue of a quorum of clouds, and open: then it is answered.
+    async fn create_volume(self: &Rc<Self>, principal: &str, asked: CreateVolume) -> Result<Response, Problem> {
+        let volume = VolumeId(self.env.entropy.fresh16());
+        let keys = self.keyring.new_volume_keys(&*self.env.entropy, volume, KeyEpoch(1));
+        let acl = vec![AclEntry { principal: principal.to_owned(), range: None, right: Right::Write }];
+        let CreateVolume { name, size_bytes } = asked;
+        self.propose(Command::CreateVolume { volume, name: name.clone(), size_bytes, keys, acl }).await?;
+        self.catalogue.published().await;
+        self.open_volume(volume, Found::default()).await.map_err(|error| {
+            let detail = format!("volume `{name}` was created but does not open: {error}");
+            Problem::new(ProblemKind::Internal, detail, "restart the node and look at its log")
+        })?;
+        self.show(&name)
+    }
+
+    async fn resize_volume(&self, name: &str, asked: ResizeVolume) -> Result<Response, Problem> {
+        let volume = self.named(name)?;
+        let size_bytes = asked.size_bytes;
+        let now = self.metadata.with(|state| state.volumes.get(&volume).map_or(0, |volume| volume.size_bytes));
+        if size_bytes < now && !asked.force {
+            let detail = format!("volume `{name}` has {now} bytes; what lies beyond {size_bytes} would be lost");
+            return Err(Problem::new(ProblemKind::Conflict, detail, "say --force to lose it"));
+        }
+        let open = self.opened(volume).await.ok_or_else(|| not_open(name))?;
+        // What a cut takes away must stay away, however the volume grows afterwards and whatever crashes: the record of it
+        // is at d1 before the smaller size is agreed, and in the clouds, from where the size is recovered too, before a
+        // larger one is.
+        let cleared = if size_bytes < now {
+            open.volume.set_size(size_bytes);
+            self.journal.sync().await.map_err(|error| not_resized(name, &error))
+        } else {
+            open.volume.clear_beyond(size_bytes);
+            open.array.flush().await.map_err(|error| not_resized(name, &error))
+        };
+        let answer = match cleared {
+            Ok(()) => self.propose(Command::ResizeVolume { volume, size_bytes }).await,
+            Err(problem) => Err(problem),
+        };
+        let agreed = self.metadata.with(|state| state.volumes.get(&volume).map_or(now, |volume| volume.size_bytes));
+        open.volume.set_size(agreed);
+        answer?;
+        self.catalogue.published().await;
+        self.show(name)
+    }
+
+    async fn flush_volume(&self, name: &str) -> Result<Response, Problem> {
+        let volume = self.named(name)?;
+        let open = self.opened(volume).await.ok_or_else(|| not_open(name))?;
+        open.array.flush().await.map_err(|error| {
+            Problem::new(ProblemKind::Unavailable, format!("volume `{name}` was not flushed: {error}"), "ask again")
+        })?;
+        self.show(name)
+    }
+
+    async fn delete_volume(&self, name: &str) -> Result<Response, Problem> {
+        let volume = self.named(name)?;
+        let sessions = self.open.get(volume).map_or(0, |open| open.volume.session_count());
+        if sessions > 0 {
+            let detail =
+                format!("volume `{name}` is in use by {sessions} session{}", if sessions == 1 { "" } else { "s" });
+            return Err(Problem::new(ProblemKind::Conflict, detail, "disconnect its clients first"));
+        }
+        self.propose(Command::DeleteVolume { volume }).await?;
+        if let Some(open) = self.open.remove(volume) {
+            open.volume.close();
+        }
+        self.journal.remove(crate::journal::StreamId::Volume(volume));
+        self.catalogue.published().await;
+        Ok(Response::Deleted(Deleted { name: name.to_owned() }))
+    }
+
+    fn show_acl(&self, name: &str) -> Result<Response, Problem> {
+        let volume = self.named(name)?;
+        let lines = self.metadata.with(|state| {
+            state.volumes.get(&volume).map_or_else(Vec::new, |volume| volume.acl.iter().map(line_of).collect())
+        });
+        Ok(Response::Acl(lines))
+    }
+
+    /// In force on every gate when it is answered.
+    async fn set_acl(&self, name: &str, line: AclLine) -> Result<Response, Problem> {
+        let volume = self.named(name)?;
+        self.propose(Command::SetAcl { volume, entry: entry_of(&line)? }).await?;
+        let acl = self
+            .metadata
+            .with(|state| state.volumes.get(&volume).map(|volume| (volume.acl.clone(), volume.acl_version)));
+        if let (Some((entries, version)), Some(open)) = (acl, self.open.get(volume)) {
+            open.volume.set_acl(entries, version);
+        }
+        self.catalogue.published().await;
+        self.show_acl(name)
+    }
+}
+
+fn line_of(entry: &AclEntry) -> AclLine {
+    AclLine {
+        principal: entry.principal.clone(),
+        access: match entry.right {
+            Right::None => Access::None,
+            Right::Read => Access::Read,
+            Right::Write => Access::Write,
+        },
+        range: entry.range.map(|(first, end)| ByteRange { start: first.0 * BLOCK_BYTES, end: end.0 * BLOCK_BYTES }),
+    }
+}
+
+fn entry_of(line: &AclLine) -> Result<AclEntry, Problem> {
+    let whole = |bytes: u64| {
+        bytes.is_multiple_of(BLOCK_BYTES).then_some(BlockIndex(bytes / BLOCK_BYTES)).ok_or_else(|| {
+            let detail = format!("{bytes} is not a bound of a 64 MiB region");
+            Problem::new(ProblemKind::Invalid, detail, "use multiples of 64MiB")
+        })
+    };
+    let range = line.range.map(|range| Ok::<_, Problem>((whole(range.start)?, whole(range.end)?))).transpose()?;
+    let right = match line.access {
+        Access::None => Right::None,
+        Access::Read => Right::Read,
+        Access::Write => Right::Write,
+    };
+    Ok(AclEntry { principal: line.principal.clone(), range, right })
+}
+
+fn not_resized(name: &str, error: &dyn std::error::Error) -> Problem {
+    Problem::new(ProblemKind::Unavailable, format!("volume `{name}` was not resized: {error}"), "ask again")
+}
+
+fn not_open(name: &str) -> Problem {
+    let detail = format!("volume `{name}` is not open yet: its map is still being read from the clouds");
+    Problem::new(ProblemKind::Unavailable, detail, "`velum cloud list` shows which clouds answer")
+}
+
+fn problem(error: &MetadataError) -> Problem {
+    let (kind, remedy) = match error {
+        MetadataError::Rejected(Rejection::NameTaken) => (ProblemKind::Conflict, "choose another name"),
+        MetadataError::Rejected(Rejection::NoSuchVolume) => {
+            (ProblemKind::NotFound, "`velum volume list` shows the volumes there are")
+        }
+        MetadataError::Rejected(Rejection::BadName | Rejection::BadSize | Rejection::BadAcl) => {
+            (ProblemKind::Invalid, "correct the request")
+        }
+        MetadataError::Rejected(_) => (ProblemKind::Conflict, "look at the present state and ask again"),
+        MetadataError::Unknown(_) => (ProblemKind::Unavailable, "look whether it was done, then ask again"),
+    };
+    Problem::new(kind, error.to_string(), remedy)
+}

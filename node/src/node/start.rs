@@ -1,0 +1,349 @@
+//! The start of a node: keys, journal, raft, clouds, volumes, doors, in this order.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+};
+
+use futures_util::future::{Either, select};
+use velum_protocol::{id::VolumeId, version::LeadError};
+
+use super::{
+    Assembly, Node,
+    applier::{MetadataApplier, RaftProposer},
+    boot::{Boot, Unsynced},
+    create,
+    exports::{NodeExports, OpenVolumes},
+    gauges,
+    layout::Layout,
+};
+use crate::{
+    actor,
+    array::{ArrayContext, ArraySettings, catalogue::Catalogue, flush::machine::Triggers, life, reclaim::retire},
+    audit::Audit,
+    cache::{DiskCache, DiskCacheSettings, MemoryCache},
+    cloud::{
+        CloudSet, Fetcher, OpenCloudError,
+        identity::{GuardedClouds, Identity},
+    },
+    config::NodeConfig,
+    consensus::{Consensus, ConsensusError},
+    env::{CloudStoreError, Env},
+    journal::{Journal, JournalError, JournalIdentity, JournalSettings, Replay, StreamId},
+    keyring::{KeyError, Keyring, ProviderSecret},
+    metadata::{Metadata, Rejection, State},
+    metrics::Metrics,
+    server::{
+        gate::Gate,
+        nbd::{self, session::Surroundings},
+        session::Sessions,
+    },
+    volume::budget::DirtyBudget,
+};
+
+/// Why a node does not start. Nothing was changed, unless the message says so.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file or directory of the node's own.
+    #[error("{}: {error}", .path.display())]
+    Disk {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Another process runs here.
+    #[error("{}: another process uses this directory; stop it first", .0.display())]
+    InUse(PathBuf),
+    /// A new cluster was to be made where there is one.
+    #[error("{}: there is a node here already; start it instead", .0.display())]
+    AlreadyCreated(PathBuf),
+    /// There is no node in the directory.
+    #[error("{}: there is no node here; `velum up` makes one, `velum recover` brings one back from its clouds", .0.display())]
+    NotCreated(PathBuf),
+    /// The keys do not open.
+    #[error("the keys of this node do not open: {0}")]
+    Key(#[from] KeyError),
+    /// A cloud does not do for this cluster.
+    #[error("cloud {name}: {error}")]
+    Cloud {
+        /// The operator's name for it.
+        name: String,
+        /// Why.
+        error: CloudStoreError,
+    },
+    /// A cloud's URL or options are not understood.
+    #[error(transparent)]
+    OpenCloud(#[from] OpenCloudError),
+    /// The configured clouds are not the cluster's.
+    #[error("the configuration lists the clouds {configured}, the cluster has {known}; configure the same ones")]
+    OtherClouds {
+        /// Names and URLs configured.
+        configured: String,
+        /// Names and URLs in the metadata.
+        known: String,
+    },
+    /// The journal does not open.
+    #[error("the journal: {0}")]
+    Journal(#[from] JournalError),
+    /// Raft does not start.
+    #[error("raft: {0}")]
+    Consensus(#[from] ConsensusError),
+    /// A newer Velum wrote here.
+    #[error("{}: {source}; nothing was changed, start the newer version", .path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// The versions.
+        source: LeadError,
+    },
+    /// Writes may be lost and the metadata does not let it be told.
+    #[error("the lineage of volume {volume} cannot be changed although acked writes may be lost: {rejection}")]
+    Lineage {
+        /// Which volume.
+        volume: VolumeId,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl StartError {
+    pub(super) fn disk(path: &Path, error: io::Error) -> Self {
+        Self::Disk { path: path.to_owned(), error }
+    }
+}
+
+pub(super) async fn lock(env: &Env, layout: &Layout) -> Result<Box<dyn std::any::Any>, StartError> {
+    env.disk.lock(layout.lock()).await.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => StartError::InUse(layout.dir().to_owned()),
+        _ => StartError::disk(&layout.lock(), error),
+    })
+}
+
+impl Node {
+    /// Starts the node that `config.dir` holds.
+    ///
+    /// Returns when operators and guests are answered. Volumes whose map root is in a cloud that is away open later, by
+    /// themselves.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(env: Env, config: NodeConfig, secret: &ProviderSecret) -> Result<Self, StartError> {
+        let layout = Layout::new(&config.dir);
+        if !create::is_created(&env, &config).await? {
+            return Err(StartError::NotCreated(config.dir.clone()));
+        }
+        let lock = lock(&env, &layout).await?;
+        let keys = create::read_keys(&env, &layout, secret).await?;
+        let (keyring, identity) = keys.ok_or_else(|| StartError::NotCreated(config.dir.clone()))?;
+        let identity_of_journal = JournalIdentity { cluster: keyring.cluster(), node: config.node };
+        let (boot, unsynced) = Boot::find(&env, &layout, identity_of_journal).await?;
+        let (journal, mut replay) =
+            Journal::open(&env, &layout.journal(), journal_settings(&config), identity_of_journal).await?;
+        let state = Rc::new(RefCell::new(State::new(keyring.cluster(), Vec::new(), 1)));
+        let raft_records = replay.records.remove(&StreamId::Raft).unwrap_or_default();
+        let consensus = Consensus::start(
+            &env,
+            &layout.raft(),
+            create::member(&config, &keyring),
+            Rc::clone(&journal),
+            raft_records,
+            Rc::new(RefCell::new(MetadataApplier::new(Rc::clone(&state)))),
+        )
+        .await?;
+        let metrics = Arc::new(Metrics::new());
+        journal.count_in(metrics.journal.clone());
+        let proposer = Rc::new(RaftProposer {
+            consensus: consensus.clone(),
+            clock: Rc::clone(&env.clock),
+            metrics: metrics.raft.clone(),
+        });
+        let metadata = Metadata::new(state, proposer, Rc::clone(&env.entropy));
+        check_clouds(&config, &metadata)?;
+        let node =
+            assemble(env, config, (lock, boot), (keyring, identity), journal, (consensus, metadata), metrics).await?;
+        node.begin(&replay);
+        // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
+        let opening = node.open(unsynced == Unsynced::Doubtful && !replay.created, replay);
+        match select(Box::pin(opening), Box::pin(node.failed())).await {
+            Either::Left((opened, _)) => opened?,
+            Either::Right((cause, _)) => return Err(JournalError::Poisoned { cause: cause.into() }.into()),
+        }
+        node.open_doors().await?;
+        Ok(Self(node))
+    }
+}
+
+/// The cloud set is the cluster's business: a node with other clouds would count copies where nobody else looks.
+fn check_clouds(config: &NodeConfig, metadata: &Metadata) -> Result<(), StartError> {
+    let configured = create::cloud_entries(config);
+    let known = metadata.with(|state| state.clouds.clone());
+    if configured == known {
+        return Ok(());
+    }
+    let text = |entries: &[crate::metadata::state::CloudEntry]| {
+        entries.iter().map(|entry| format!("{}={}", entry.name.0, entry.url)).collect::<Vec<_>>().join(", ")
+    };
+    Err(StartError::OtherClouds { configured: text(&configured), known: text(&known) })
+}
+
+async fn assemble(
+    env: Env,
+    config: NodeConfig,
+    (lock, boot): (Box<dyn std::any::Any>, Boot),
+    (keyring, identity): (Keyring, Identity),
+    journal: Rc<Journal>,
+    (consensus, metadata): (Consensus, Metadata),
+    metrics: Arc<Metrics>,
+) -> Result<Rc<Assembly>, StartError> {
+    let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
+    let guarded = Env {
+        clouds: Rc::new(GuardedClouds::new(Rc::clone(&env.clouds), identity, used_clouds(&metadata))),
+        ..env.clone()
+    };
+    let quorum = metadata.with(|state| usize::try_from(state.quorum).unwrap_or(usize::MAX));
+    let clouds = CloudSet::open(&guarded, &config.clouds, quorum, &metrics)?;
+    let fetcher = Fetcher::new(&env, &clouds, keyring.clone());
+    let disk_cache = DiskCache::open(
+        &env,
+        DiskCacheSettings {
+            dir: Layout::new(&config.dir).cache(),
+            bytes_max: config.cache.disk_bytes.bytes(),
+            cluster: keyring.cluster(),
+            node: config.node,
+        },
+    )
+    .await;
+    let clouds = Rc::new(clouds);
+    let array = ArrayContext::new(
+        &env,
+        config.node,
+        metadata.clone(),
+        keyring.clone(),
+        Rc::clone(&clouds),
+        Rc::clone(&audit),
+        Arc::clone(&metrics),
+        array_settings(&config),
+    );
+    let catalogue = Catalogue::start(&array);
+    retire::start(&array, &catalogue);
+    life::watch(&array);
+    let dirty_bytes_max = config.dirty_bytes_max();
+    let memory = MemoryCache::new(config.memory.bytes().saturating_sub(dirty_bytes_max));
+    Ok(Rc::new(Assembly {
+        started: env.clock.now(),
+        node: config.node,
+        catalogue,
+        keyring,
+        journal,
+        consensus,
+        metadata,
+        clouds,
+        fetcher,
+        disk_cache,
+        memory: Rc::new(RefCell::new(memory)),
+        budget: DirtyBudget::new(dirty_bytes_max),
+        audit,
+        metrics,
+        array,
+        open: Rc::new(OpenVolumes::default()),
+        sessions: Rc::new(Sessions::default()),
+        doors: RefCell::default(),
+        stopping: Cell::new(false),
+        boot,
+        _lock: lock,
+        config,
+        env,
+    }))
+}
+
+impl Assembly {
+    /// Opens the volumes; first, when acked writes may be lost, their lineages change.
+    async fn open(self: &Rc<Self>, is_doubtful: bool, replay: Replay) -> Result<(), StartError> {
+        if is_doubtful {
+            self.change_lineages().await?;
+        }
+        self.boot.started(&*self.env.disk).await?;
+        self.open_volumes(replay).await;
+        Ok(())
+    }
+
+    /// Says what replay found and starts what runs beside the volumes.
+    fn begin(self: &Rc<Self>, replay: &Replay) {
+        for damage in &replay.damage {
+            tracing::error!(
+                file = damage.file,
+                offset = damage.offset,
+                bytes = damage.bytes,
+                kind = ?damage.kind,
+                "the journal is damaged where it had been durable; volumes that need it do not open"
+            );
+        }
+        if let Some(torn) = &replay.torn {
+            tracing::info!(
+                records = torn.records,
+                "dropped an unfinished end of the journal; nothing in it was acked as durable"
+            );
+        }
+        actor::spawn((*self.clouds).clone().watch(Rc::clone(&self.env.clock)));
+        gauges::start(self);
+    }
+
+    async fn open_doors(self: &Rc<Self>) -> Result<(), StartError> {
+        let exports = NodeExports { metadata: self.metadata.clone(), open: Rc::clone(&self.open) };
+        let gate = Rc::new(Gate::new(Rc::new(exports), Rc::clone(&self.audit)));
+        for listen in &self.config.nbd.listen {
+            let around = Surroundings {
+                clock: Rc::clone(&self.env.clock),
+                gate: Rc::clone(&gate),
+                metrics: Arc::clone(&self.metrics),
+            };
+            let door = nbd::start(&self.env, listen.address(), around, Rc::clone(&self.sessions)).await;
+            let door = door.map_err(|error| StartError::Listen { address: listen.to_string(), error })?;
+            self.doors.borrow_mut().push(door);
+        }
+        Ok(())
+    }
+}
+
+/// URLs of the clouds that have taken something of this cluster: those must hold its identity.
+fn used_clouds(metadata: &Metadata) -> BTreeSet<String> {
+    metadata.with(|state| {
+        let used = |name| {
+            state.volumes.values().any(|volume| {
+                volume.cursors.get(name).is_some_and(|seq| seq.0 > 0)
+                    || volume.checkpoint_cursors.get(name).is_some_and(|number| *number > 0)
+            })
+        };
+        state.clouds.iter().filter(|cloud| used(&cloud.name)).map(|cloud| cloud.url.clone()).collect()
+    })
+}
+
+fn journal_settings(config: &NodeConfig) -> JournalSettings {
+    JournalSettings {
+        file_bytes: config.journal.file_bytes.bytes(),
+        files_at_start: usize::try_from(config.journal.files_initial).unwrap_or(usize::MAX),
+        bytes_max: config.journal.bytes_max.bytes(),
+    }
+}
+
+fn array_settings(config: &NodeConfig) -> ArraySettings {
+    ArraySettings {
+        flush: Triggers { bytes: config.flush.bytes.bytes(), interval: config.flush.interval },
+        checkpoint_records: config.checkpoint.records,
+        checkpoint_bytes: config.checkpoint.bytes.bytes(),
+        reclaim_grace: config.reclaim.grace,
+    }
+}

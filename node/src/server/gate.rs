@@ -1,0 +1,115 @@
+//! Gate 1: may this user use this volume?
+//!
+//! The server's own decision point, apart from gate 2 in the cache, which judges the regions a request touches. It decides
+//! when a guest asks about a volume, when it opens a session on it, and again for every burst of requests, so that a right
+//! that was taken away stops the very next request. Whatever it decides it reports to the audit; a refusal exactly once.
+//!
+//! A volume that does not exist and one that the principal may not see get the same answer, so a guest cannot find out
+//! names by asking.
+
+use std::rc::Rc;
+
+use velum_protocol::{format::metadata::Right, id::VolumeId};
+
+use crate::{
+    audit::{Action, Audit, ByteRange, Gate as Number},
+    volume::messages::{Door, Principal},
+};
+
+/// The volumes this node serves, as node assembly knows them.
+pub trait Exports {
+    /// Every volume served here, by name, with the most its ACL grants `principal` anywhere in it.
+    fn list(&self, principal: &Principal) -> Vec<ExportInfo>;
+    /// The volume of that name, with the most its ACL grants `principal` anywhere in it. Gate 1 judges it: the
+    /// implementation neither hides nor refuses.
+    fn find(&self, name: &str, principal: &Principal) -> Option<Export>;
+    /// The most the volume's ACL grants `principal` now; [`Right::None`] for a volume no longer served here.
+    fn right(&self, volume: VolumeId, principal: &Principal) -> Right;
+}
+
+/// A volume in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// The most the principal may do anywhere in it.
+    pub right: Right,
+}
+
+/// A volume that can be opened.
+#[derive(Clone)]
+pub struct Export {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// The most the principal may do anywhere in it.
+    pub right: Right,
+    /// The way to it.
+    pub door: Rc<dyn Door>,
+}
+
+/// Gate 1 of one node.
+pub struct Gate {
+    exports: Rc<dyn Exports>,
+    audit: Rc<Audit>,
+}
+
+impl Gate {
+    /// A gate before these exports.
+    #[must_use]
+    pub fn new(exports: Rc<dyn Exports>, audit: Rc<Audit>) -> Self {
+        Self { exports, audit }
+    }
+
+    /// Names of the volumes that `principal` may know of.
+    #[must_use]
+    pub fn visible(&self, principal: &Principal) -> Vec<String> {
+        self.known(principal).map(|export| export.name).collect()
+    }
+
+    /// Decides whether `principal` may inspect or attach the volume of that name. The empty name stands for the only volume the
+    /// principal may know of, if it is only one.
+    #[must_use]
+    pub fn admit(&self, name: &str, principal: &Principal, action: Action) -> Option<Export> {
+        let found = if name.is_empty() { self.only(principal) } else { self.exports.find(name, principal) };
+        let volume = found.as_ref().map(|export| export.volume);
+        let admitted = found.filter(|export| export.right > Right::None);
+        match &admitted {
+            Some(export) => self.audit.allowed(Number::Volume, &principal.0, action, export.volume, None),
+            None => self.audit.refused(Number::Volume, &principal.0, action, volume, None),
+        }
+        admitted
+    }
+
+    /// What `principal` may do with an admitted volume now.
+    #[must_use]
+    pub fn right(&self, volume: VolumeId, principal: &Principal) -> Right {
+        self.exports.right(volume, principal)
+    }
+
+    /// Counts requests let through.
+    pub fn passed(&self, requests: u64) {
+        self.audit.passed(Number::Volume, requests);
+    }
+
+    /// Records a request that was turned down because the right to it is missing.
+    pub fn refused(&self, volume: VolumeId, principal: &Principal, action: Action, range: ByteRange) {
+        self.audit.refused(Number::Volume, &principal.0, action, Some(volume), Some(range));
+    }
+
+    fn known(&self, principal: &Principal) -> impl Iterator<Item = ExportInfo> {
+        self.exports.list(principal).into_iter().filter(|export| export.right > Right::None)
+    }
+
+    fn only(&self, principal: &Principal) -> Option<Export> {
+        let mut known = self.known(principal);
+        let (first, second) = (known.next()?, known.next());
+        if second.is_some() { None } else { self.exports.find(&first.name, principal) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

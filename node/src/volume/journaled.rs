@@ -1,0 +1,214 @@
+//! Positions and the durability they have reached: who is acked when, barriers, and the end of it all when the journal fails.
+//!
+//! Three marks move up the positions of a volume: the last one given, the last one submitted (d0), the last one synced (d1).
+//! A write is acked when the submitted mark has passed it, with FUA when the synced one has. A barrier waits for the synced
+//! mark to reach where the submitted mark stood when the barrier came: every write acked before it, on whatever session,
+//! lies below. A read that saw a record above the submitted mark waits for the mark too, or a crash could take back what a
+//! guest has already seen.
+//!
+//! At most one sync of a volume is under way; whoever comes meanwhile shares the next one.
+
+use std::collections::VecDeque;
+
+use velum_protocol::id::{Epoch, Hash, Jseq};
+
+use super::{
+    machine::{Effect, VolumeMachine},
+    messages::{Origin, Outcome, Refusal, Reply},
+};
+use crate::env::Instant;
+
+/// Appended bytes at which the batch is submitted although the burst goes on: bounds the journal's batch in memory.
+const BATCH_BYTES_MAX: u64 = 4 << 20;
+
+/// Changes at which the active window is cut off by itself (16 MiB of blocks). Keeps a window's sequence record within its
+/// 512 KiB when the flusher cannot keep up.
+const WINDOW_CHANGES_MAX: usize = 4096;
+
+/// Marks and who waits for them.
+#[derive(Debug)]
+pub(super) struct Journaled {
+    pub(super) submitted: Jseq,
+    pub(super) synced: Jseq,
+    pub(super) poisoned: bool,
+    /// The chain at `submitted`.
+    chain: Hash,
+    /// Where each epoch's positions begin; the last is the owner's.
+    epochs: Vec<(Epoch, Jseq)>,
+    /// The last position a submit was asked for.
+    asked: Jseq,
+    /// Bytes appended since.
+    appended_bytes: u64,
+    /// In the order they came.
+    acks: VecDeque<Ack>,
+    /// Wait for the synced mark, in rising order.
+    barriers: VecDeque<(Jseq, Origin)>,
+    syncing: bool,
+}
+
+/// A reply that waits for the submitted mark.
+#[derive(Debug)]
+struct Ack {
+    jseq: Jseq,
+    what: Acked,
+}
+
+#[derive(Debug)]
+enum Acked {
+    Write { origin: Origin, fua: bool },
+    Read(Reply),
+}
+
+impl Journaled {
+    pub(super) fn new(epoch: Epoch, last: Jseq, chain: Hash, mut epochs: Vec<(Epoch, Jseq)>) -> Self {
+        epochs.push((epoch, last.next()));
+        Self {
+            submitted: last,
+            synced: last,
+            poisoned: false,
+            chain,
+            epochs,
+            asked: last,
+            appended_bytes: 0,
+            acks: VecDeque::new(),
+            barriers: VecDeque::new(),
+            syncing: false,
+        }
+    }
+
+    /// Records up to `last` were found in the journal at start: at d0, and not known to be at d1.
+    pub(super) fn found(&mut self, last: Jseq, chain: Hash) {
+        (self.submitted, self.asked, self.chain) = (last, last, chain);
+        if let Some(own) = self.epochs.last_mut() {
+            own.1 = last.next();
+        }
+    }
+
+    /// The epoch the record at `jseq` was written in.
+    pub(super) fn epoch_of(&self, jseq: Jseq) -> Option<Epoch> {
+        self.epochs.iter().rev().find(|(_, first)| *first <= jseq).map(|(epoch, _)| *epoch)
+    }
+
+    pub(super) fn appended(&mut self, bytes: u64) {
+        self.appended_bytes += bytes;
+    }
+}
+
+impl VolumeMachine {
+    /// A write has its last position and is acked when that is journaled as it asks.
+    pub(super) fn ack_write(&mut self, jseq: Jseq, origin: Origin, fua: bool) {
+        self.journaled.acks.push_back(Ack { jseq, what: Acked::Write { origin, fua } });
+    }
+
+    /// A read is answered, now or when what it saw of the active window is at d0.
+    pub(super) fn ack_read(
+        &mut self,
+        newest: Option<Jseq>,
+        origin: Origin,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        match newest {
+            Some(jseq) if jseq > self.journaled.submitted => {
+                if self.journaled.poisoned {
+                    return self.refuse(origin, Refusal::Failed, effects);
+                }
+                self.journaled.acks.push_back(Ack { jseq, what: Acked::Read(Reply { origin, outcome }) });
+            }
+            Some(_) | None => self.reply(origin, outcome, effects),
+        }
+    }
+
+    pub(super) fn barrier(&mut self, origin: Origin, effects: &mut Vec<Effect>) {
+        let needed = self.journaled.submitted;
+        if self.journaled.poisoned {
+            self.refuse(origin, Refusal::Failed, effects);
+        } else if needed <= self.journaled.synced {
+            self.reply(origin, Outcome::Done, effects);
+        } else {
+            self.journaled.barriers.push_back((needed, origin));
+        }
+    }
+
+    pub(super) fn submitted(&mut self, through: Jseq, chain: Hash, effects: &mut Vec<Effect>) {
+        if self.journaled.poisoned || through <= self.journaled.submitted {
+            return;
+        }
+        self.journaled.submitted = through;
+        self.journaled.chain = chain;
+        while let Some(ack) = self.journaled.acks.pop_front_if(|ack| ack.jseq <= through) {
+            match ack.what {
+                Acked::Write { origin, fua: false } => self.reply(origin, Outcome::Done, effects),
+                Acked::Write { origin, fua: true } => self.journaled.barriers.push_back((ack.jseq, origin)),
+                Acked::Read(Reply { origin, outcome }) => self.reply(origin, outcome, effects),
+            }
+        }
+        self.cut_when_full();
+    }
+
+    /// Cuts the active window off when it has grown to what one flush should carry.
+    pub(super) fn cut_when_full(&mut self) {
+        if self.buffer.active_changes() >= WINDOW_CHANGES_MAX {
+            self.cut_window();
+        }
+    }
+
+    pub(super) fn synced(&mut self, through: Jseq, effects: &mut Vec<Effect>) {
+        self.journaled.syncing = false;
+        if self.journaled.poisoned {
+            return;
+        }
+        self.journaled.synced = self.journaled.synced.max(through);
+        let synced = self.journaled.synced;
+        while let Some((_, origin)) = self.journaled.barriers.pop_front_if(|(needed, _)| *needed <= synced) {
+            self.reply(origin, Outcome::Done, effects);
+        }
+    }
+
+    /// The journal failed: what was acked stays true, nothing more is acked, and whatever waits hears so.
+    pub(super) fn poison(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if std::mem::replace(&mut self.journaled.poisoned, true) {
+            return;
+        }
+        for ack in std::mem::take(&mut self.journaled.acks) {
+            let (Acked::Write { origin, .. } | Acked::Read(Reply { origin, .. })) = ack.what;
+            self.refuse(origin, Refusal::Failed, effects);
+        }
+        for (_, origin) in std::mem::take(&mut self.journaled.barriers) {
+            self.refuse(origin, Refusal::Failed, effects);
+        }
+        self.drop_writes(now, effects, |_| Some(Refusal::Failed));
+    }
+
+    /// The end of a step: asks for the submit and the sync that somebody waits for. Within a burst both wait for its end,
+    /// so that one write of the journal carries all of it.
+    pub(super) fn settle(&mut self, in_burst: bool, effects: &mut Vec<Effect>) {
+        let last = self.buffer.last();
+        let journaled = &mut self.journaled;
+        if journaled.poisoned || (in_burst && journaled.appended_bytes < BATCH_BYTES_MAX) {
+            return;
+        }
+        if last > journaled.asked {
+            (journaled.asked, journaled.appended_bytes) = (last, 0);
+            effects.push(Effect::Submit { through: last });
+        }
+        if !in_burst && !journaled.syncing && !journaled.barriers.is_empty() {
+            journaled.syncing = true;
+            effects.push(Effect::Sync { through: last });
+        }
+        if !in_burst && self.passed > 0 {
+            effects.push(Effect::Passed { requests: std::mem::take(&mut self.passed) });
+        }
+    }
+
+    /// Cuts the active window off, if all of it is at d0.
+    pub(super) fn cut_window(&mut self) {
+        let (last, since) = (self.buffer.last(), self.buffer.active_since());
+        if self.journaled.submitted == last
+            && let Some(since) = since
+            && self.buffer.cut(self.journaled.chain)
+        {
+            self.exposed.push_back((last, since));
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! The array against clouds that fail, go away and come back, and against crashes at any instant. After every change of any
+//! cloud the cloud is checked to hold whatever its records and checkpoints name; no name is ever stored with two contents and
+//! none comes back after it was deleted (see `array_world::clouds`).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that meets the unexpected has failed, and says where"
+)]
+
+mod array_world;
+
+use std::rc::Rc;
+
+use array_world::{BLOCKS, CLOUDS, Process, VOLUME, World, run};
+use bytes::Bytes;
+use velum_node::{array::recover::Verify, keyring::ObjectKind};
+use velum_protocol::{
+    format::metadata::Command,
+    id::{BlockIndex, Jseq},
+};
+
+const PAIRS: [[&str; 2]; 3] = [["a", "b"], ["b", "c"], ["a", "c"]];
+
+/// Contents that are never the same twice.
+fn contents(world: &World) -> Bytes {
+    let stamp = world.rng.next().to_le_bytes();
+    Bytes::from(stamp.repeat(512))
+}
+
+/// Writes or trims a few random blocks.
+fn scribble(world: &World, process: &Process, count: u64) {
+    for _ in 0..count {
+        let block = world.rng.below(BLOCKS);
+        let data = (world.rng.below(8) > 0).then(|| contents(world));
+        process.port.write(block, data);
+    }
+}
+
+/// What the clouds of `from` give back is what the volume held after some prefix of its writes that reaches at least `durable`.
+async fn assert_recovers(world: &Rc<World>, from: &[&str], durable: Jseq) {
+    let recovered = world.recover(from, Verify::Full).await.unwrap();
+    let head = recovered.state.volumes[&VOLUME].head;
+    assert!(head.last >= durable, "{from:?}: position {} is at d2, {} was recovered", durable, head.last);
+    let image = world.image(&recovered.state, from).await;
+    assert_eq!(image, world.journal.image(head.last), "{from:?}: the image at position {}", head.last);
+    assert!(recovered.report.volumes.iter().all(|volume| volume.lost.is_empty()), "{:?}", recovered.report);
+}
+
+#[test]
+fn a_flush_reaches_d2_and_all_clouds_hold_the_same() {
+    run(1, async |world| {
+        let process = world.start().await;
+        scribble(&world, &process, 100);
+        process.flush().await;
+        assert_eq!(process.port.durable_last(), Jseq(100));
+        process.publish_catalogue().await;
+        process.checkpoint().await;
+        process.settle().await;
+        process.work(5000).await;
+        let [a, b, c] = CLOUDS.map(|name| world.cloud(name).contents());
+        assert!(a == b && b == c);
+        let state = world.state.borrow().clone();
+        let image = world.image(&state, &["b"]).await;
+        assert_eq!(image, world.journal.image(Jseq(100)));
+    });
+}
+
+#[test]
+fn old_dirt_is_flushed_without_being_asked() {
+    run(2, async |world| {
+        let process = world.start().await;
+        process.port.write(7, Some(contents(&world)));
+        process.work(4000).await;
+        assert_eq!(process.port.durable_last(), Jseq(0));
+        process.work(4000).await;
+        assert_eq!(process.port.durable_last(), Jseq(1));
+    });
+}
+
+#[test]
+fn with_too_few_clouds_nothing_is_durable_and_nothing_is_lost() {
+    run(3, async |world| {
+        let process = world.start().await;
+        world.cloud("a").away.set(true);
+        world.cloud("b").away.set(true);
+        scribble(&world, &process, 100);
+        process.work(60_000).await;
+        assert_eq!(process.port.durable_last(), Jseq(0));
+        world.cloud("b").away.set(false);
+        process.work(60_000).await;
+        assert_eq!(process.port.durable_last(), Jseq(100));
+    });
+}
+
+#[test]
+fn any_two_clouds_bring_the_volume_back() {
+    for (place, pair) in PAIRS.iter().enumerate() {
+        run(10 + place as u64, async |world| {
+            let process = world.start().await;
+            process.publish_catalogue().await;
+            for _ in 0..20 {
+                scribble(&world, &process, 60);
+                process.flush().await;
+            }
+            let durable = process.port.durable_last();
+            process.crash();
+            assert_recovers(&world, pair, durable).await;
+        });
+    }
+}
+
+#[test]
+fn a_cloud_that_was_away_for_a_while_catches_up_by_records() {
+    run(20, async |world| {
+        let process = world.start().await;
+        scribble(&world, &process, 50);
+        process.flush().await;
+        world.cloud("c").away.set(true);
+        for _ in 0..3 {
+            scribble(&world, &process, 50);
+            process.flush().await;
+        }
+        world.cloud("c").away.set(false);
+        process.settle().await;
+        assert_eq!(world.cloud("c").count(ObjectKind::Record), 4);
+        assert!(world.cloud("c").ids().is_superset(&world.cloud("a").ids()));
+    });
+}
+
+#[test]
+fn a_cloud_that_was_away_for_long_jumps_to_a_checkpoint_and_is_whole() {
+    run(21, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        scribble(&world, &process, 50);
+        process.flush().await;
+        process.settle().await;
+        world.cloud("c").away.set(true);
+        for _ in 0..30 {
+            scribble(&world, &process, 50);
+            process.flush().await;
+        }
+        world.cloud("c").away.set(false);
+        process.settle().await;
+        assert!(world.cloud("c").count(ObjectKind::Record) < 31, "it did not get every record");
+        let durable = process.port.durable_last();
+        process.crash();
+        assert_recovers(&world, &["b", "c"], durable).await;
+    });
+}
+
+/// Objects in a cloud but for stubs, of which one stays for each checkpoint.
+fn objects(world: &World) -> usize {
+    world.cloud("a").ids().len() - world.cloud("a").count(ObjectKind::Stub)
+}
+
+#[test]
+fn overwriting_for_ever_does_not_grow_the_clouds_for_ever() {
+    run(30, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        let mut most = 0;
+        for round in 0..60 {
+            for block in 0..64 {
+                process.port.write(block * 3, Some(contents(&world)));
+            }
+            process.flush().await;
+            process.work(10_000).await;
+            if round == 20 {
+                most = objects(&world);
+            }
+        }
+        let now = objects(&world);
+        assert!(now <= most + 10, "{most} objects after 20 rounds, {now} after 60");
+        assert!(world.cloud("a").count(ObjectKind::Segment) < 30);
+        let durable = process.port.durable_last();
+        process.crash();
+        assert_recovers(&world, &["a", "c"], durable).await;
+    });
+}
+
+#[test]
+fn objects_lost_in_a_crash_are_found_and_deleted() {
+    run(31, async |world| {
+        let process = world.start().await;
+        for _ in 0..3 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        // The segments of the next window are stored; its record is not.
+        scribble(&world, &process, 60);
+        while world.cloud("a").count(ObjectKind::Segment) < 4 {
+            process.work(1).await;
+        }
+        process.crash();
+        let stored = world.cloud("a").count(ObjectKind::Segment);
+        let referred = world.state.borrow().volumes[&VOLUME].head.seq.0;
+        assert!(stored as u64 > referred, "an orphan was stored: {stored} segments, {referred} records");
+        let process = world.start().await;
+        process.flush().await;
+        for _ in 0..3 {
+            process.checkpoint().await;
+            process.settle().await;
+            process.work(60_000).await;
+        }
+        let left = world.cloud("a").count(ObjectKind::Segment);
+        let records = world.state.borrow().volumes[&VOLUME].head.seq.0;
+        assert!(left as u64 <= records, "{left} segments for {records} records");
+        assert!(world.state.borrow().volumes[&VOLUME].ranges.len() <= 1, "old ranges are settled");
+    });
+}
+
+#[test]
+fn a_deleted_volume_is_gone_from_every_cloud_and_from_the_metadata() {
+    run(32, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        for _ in 0..12 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        process.settle().await;
+        world.cloud("c").away.set(true);
+        world.apply(Command::DeleteVolume { volume: VOLUME });
+        process.work(300_000).await;
+        let of_volume = |name: &str| world.cloud(name).ids().iter().filter(|id| id.volume == VOLUME).count();
+        assert!(world.state.borrow().volumes.contains_key(&VOLUME), "cloud c still holds it");
+        assert_eq!((of_volume("a"), of_volume("b")), (0, 0));
+        assert!(of_volume("c") > 0);
+        world.cloud("c").away.set(false);
+        process.work(300_000).await;
+        assert_eq!(of_volume("c"), 0);
+        assert!(world.state.borrow().volumes.is_empty());
+    });
+}
+
+#[test]
+fn a_cloud_corrupted_at_random_is_found_out_and_the_volume_comes_back_whole() {
+    run(40, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        for _ in 0..15 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        process.settle().await;
+        process.work(5000).await;
+        let durable = process.port.durable_last();
+        process.crash();
+        let corrupted = world.cloud("b").corrupt(|id| id.number % 3 == 0);
+        assert!(corrupted > 0);
+        let recovered = world.recover(&CLOUDS, Verify::Full).await.unwrap();
+        let head = recovered.state.volumes[&VOLUME].head;
+        assert!(head.last >= durable);
+        assert_eq!(world.image(&recovered.state, &CLOUDS).await, world.journal.image(head.last));
+        let damaged = recovered.report.clouds.iter().find(|cloud| cloud.name == "b").unwrap();
+        assert!(!damaged.corrupt.is_empty(), "{damaged:?}");
+        for healthy in recovered.report.clouds.iter().filter(|cloud| cloud.name != "b") {
+            assert!(healthy.corrupt.is_empty() && healthy.missing.is_empty(), "{healthy:?}");
+        }
+    });
+}
+
+#[test]
+fn a_cloud_rolled_back_does_not_roll_the_volume_back() {
+    run(41, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        for _ in 0..10 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        let durable = process.port.durable_last();
+        process.crash();
+        world.cloud("a").wipe_after(ObjectKind::Record, 4);
+        assert_recovers(&world, &CLOUDS, durable).await;
+    });
+}
+
+#[test]
+fn a_recovered_cluster_goes_on_and_can_be_recovered_again() {
+    run(50, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        for _ in 0..9 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        process.settle().await;
+        process.crash();
+        let recovered = world.recover(&CLOUDS, Verify::Present).await.unwrap();
+        let last = recovered.state.volumes[&VOLUME].head.last;
+        *world.state.borrow_mut() = recovered.state;
+        let kept = usize::try_from(last.0).unwrap();
+        world.journal.writes.borrow_mut().truncate(kept);
+        world.look_with_keys();
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        for _ in 0..9 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        process.settle().await;
+        let durable = process.port.durable_last();
+        process.crash();
+        assert_recovers(&world, &["a", "c"], durable).await;
+    });
+}
+
+#[test]
+fn a_node_of_an_earlier_life_stops_for_good_and_deletes_nothing_more() {
+    run(51, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        for _ in 0..9 {
+            scribble(&world, &process, 60);
+            process.flush().await;
+        }
+        process.settle().await;
+        let recovered = world.recover(&["a", "b"], Verify::Present).await.unwrap();
+        let head = recovered.state.volumes[&VOLUME].head;
+        // The old node knows nothing of it, and goes on for half a minute at most.
+        process.work(60_000).await;
+        let before: Vec<_> = CLOUDS.iter().map(|name| world.cloud(name).ids()).collect();
+        scribble(&world, &process, 60);
+        process.work(600_000).await;
+        let after: Vec<_> = CLOUDS.iter().map(|name| world.cloud(name).ids()).collect();
+        assert_eq!(before, after, "nothing is stored and nothing deleted");
+        assert!(process.array.status().fenced);
+        assert_eq!(world.image(&recovered.state, &CLOUDS).await, world.journal.image(head.last));
+    });
+}
+
+#[test]
+fn nothing_is_flushed_before_a_quorum_of_clouds_says_that_no_later_life_began() {
+    run(52, async |world| {
+        CLOUDS[1..].iter().for_each(|name| world.cloud(name).away.set(true));
+        let process = world.start().await;
+        scribble(&world, &process, 60);
+        process.work(30_000).await;
+        assert_eq!(world.cloud("a").count(ObjectKind::Segment), 0);
+        world.cloud("b").away.set(false);
+        process.flush().await;
+    });
+}
+
+/// Random work, faults, outages and crashes; at the end every pair of clouds gives back a prefix that reaches d2.
+fn torment(seed: u64) {
+    println!("seed {seed}");
+    run(seed, async |world| {
+        let mut process = world.start().await;
+        process.publish_catalogue().await;
+        world.raft_failures.set(world.rng.below(10));
+        let mut durable = Jseq(0);
+        for _ in 0..40 {
+            let count = world.rng.below(60);
+            scribble(&world, &process, count);
+            for cloud in world.clouds.values() {
+                cloud.failures.set(world.rng.below(20));
+                cloud.latency_ms.set(1 + world.rng.below(300));
+            }
+            let away = CLOUDS[world.rng.index(3)];
+            world.cloud(away).away.set(world.rng.below(3) == 0);
+            match world.rng.below(6) {
+                0 => {
+                    for cloud in world.clouds.values() {
+                        cloud.away.set(false);
+                        cloud.failures.set(world.rng.below(5));
+                    }
+                    process.flush().await;
+                    assert_eq!(process.port.durable_last(), world.journal.last());
+                }
+                1 => {
+                    process.work(world.rng.below(2000)).await;
+                    durable = durable.max(process.port.durable_last());
+                    process.crash();
+                    for cloud in world.clouds.values() {
+                        cloud.away.set(false);
+                        cloud.failures.set(0);
+                    }
+                    process = world.start().await;
+                }
+                _ => process.work(world.rng.below(12_000)).await,
+            }
+            durable = durable.max(process.port.durable_last());
+        }
+        process.work(world.rng.below(3000)).await;
+        durable = durable.max(process.port.durable_last());
+        process.crash();
+        for cloud in world.clouds.values() {
+            cloud.away.set(false);
+            cloud.failures.set(0);
+            cloud.check_all_closed();
+        }
+        let pair = PAIRS[world.rng.index(3)];
+        assert_recovers(&world, &pair, durable).await;
+    });
+}
+
+#[test]
+fn whatever_happens_any_two_clouds_bring_back_a_prefix_that_reaches_d2() {
+    for seed in 1000..1012 {
+        torment(seed);
+    }
+}
+
+#[test]
+fn after_whatever_happened_the_clouds_become_the_same_again() {
+    for seed in 2000..2004 {
+        run(seed, async |world| {
+            let mut process = world.start().await;
+            for _ in 0..15 {
+                scribble(&world, &process, 40);
+                let away = CLOUDS[world.rng.index(3)];
+                world.cloud(away).away.set(world.rng.below(2) == 0);
+                process.work(world.rng.below(8000)).await;
+                if world.rng.below(4) == 0 {
+                    process.crash();
+                    world.clouds.values().for_each(|cloud| cloud.away.set(false));
+                    process = world.start().await;
+                }
+            }
+            world.clouds.values().for_each(|cloud| cloud.away.set(false));
+            process.flush().await;
+            for _ in 0..4 {
+                process.checkpoint().await;
+                process.settle().await;
+                process.work(120_000).await;
+            }
+            let live = |name: &str| {
+                let kinds = [ObjectKind::Segment, ObjectKind::Record, ObjectKind::Stub];
+                world.cloud(name).ids().into_iter().filter(|id| kinds.contains(&id.kind)).collect::<Vec<_>>()
+            };
+            assert_eq!(live("a"), live("b"), "seed {seed}");
+            assert_eq!(live("b"), live("c"), "seed {seed}");
+            let state = world.state.borrow().clone();
+            let image = world.image(&state, &["c"]).await;
+            assert_eq!(image, world.journal.image(world.journal.last()), "seed {seed}");
+            assert!(image.keys().all(|block| *block < BlockIndex(BLOCKS)));
+        });
+    }
+}

@@ -1,0 +1,306 @@
+//! The life of a node: stops, crashes, starts.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::await_holding_refcell_ref,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected has failed, and says where"
+)]
+
+mod cluster;
+
+use std::path::PathBuf;
+
+use cluster::{
+    BLOCKS, Cluster, Process,
+    guest::{Guest, Reference},
+    run,
+    support::{Crash, env},
+};
+use futures_util::future::{Either, select};
+use velum_node::{
+    array::recover::Verify,
+    journal::{InspectedRecord, RecordKind, StreamId, inspect},
+    node::StartError,
+};
+use velum_protocol::{
+    admin::{Request, ResizeVolume},
+    id::Lineage,
+};
+
+#[test]
+fn a_node_that_crashed_goes_on_with_every_acked_write() {
+    run(1, async |cluster| {
+        let process = cluster.founded().await;
+        let mut reference = Reference::new(cluster::BLOCKS);
+        let mut guest = process.connect("demo").await;
+        for _ in 0..50 {
+            process.run(guest.ask(reference.any(&cluster.rng))).await.unwrap();
+        }
+        process.flush("demo").await.unwrap();
+        for _ in 0..10 {
+            process.run(guest.ask(reference.any(&cluster.rng))).await.unwrap();
+        }
+        drop(guest);
+        process.crash(Crash::Process);
+        let process = cluster.start().await;
+        let mut guest = process.connect("demo").await;
+        let image = process.run(guest.image()).await.unwrap();
+        assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
+    });
+}
+
+/// A volume with blocks at its end in the clouds and others in the journal, cut and grown again.
+async fn cut_and_grown(cluster: &std::rc::Rc<Cluster>) -> (Process, Reference) {
+    let process = cluster.founded().await;
+    let mut reference = Reference::new(BLOCKS);
+    let mut guest = process.connect("demo").await;
+    process.run(guest.ask(reference.write(1990, 20))).await.unwrap();
+    process.run(guest.ask(reference.write(4000, 4))).await.unwrap();
+    process.flush("demo").await.unwrap();
+    process.run(guest.ask(reference.write(4002, 4))).await.unwrap();
+    process.run(guest.barrier()).await.unwrap();
+    drop(guest);
+    for blocks in [2000, BLOCKS] {
+        let resize = ResizeVolume { size_bytes: blocks * 4096, force: true };
+        process.admin(Request::ResizeVolume { name: "demo".into(), resize }).await.unwrap();
+    }
+    reference.trim(2000, BLOCKS - 2000);
+    (process, reference)
+}
+
+#[test]
+fn what_a_smaller_size_cut_off_stays_away_whatever_crashed() {
+    for (seed, crash) in [Crash::Process, Crash::LoseAll, Crash::KeepAll, Crash::Power].into_iter().enumerate() {
+        run(10 + seed as u64, async |cluster| {
+            let (process, reference) = cut_and_grown(&cluster).await;
+            process.crash(crash);
+            let process = cluster.start().await;
+            let mut guest = process.connect("demo").await;
+            let image = process.run(guest.image()).await.unwrap();
+            assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
+        });
+    }
+}
+
+/// Sizes are recovered from the catalogue and blocks from the sequence. The sequence ended before the cut, and the volume
+/// came back as large as it had grown and with what had been cut off.
+#[test]
+fn what_a_smaller_size_cut_off_stays_away_also_in_the_clouds() {
+    run(20, async |cluster| {
+        let (process, reference) = cut_and_grown(&cluster).await;
+        process.crash(Crash::LoseAll);
+        let recovered = cluster.recover(&["a", "b", "c"], &[], Verify::Full).await.unwrap();
+        cluster.adopt(&recovered).await;
+        let process = cluster.start().await;
+        process.work(5000).await;
+        let mut guest = process.connect("demo").await;
+        let image = process.run(guest.image()).await.unwrap();
+        assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
+    });
+}
+
+/// A volume with acked writes that nothing has synced: nobody asked for a barrier. And its lineage.
+async fn with_unsynced_writes(cluster: &std::rc::Rc<Cluster>) -> (Process, Reference, Lineage) {
+    let process = cluster.founded().await;
+    let mut reference = Reference::new(BLOCKS);
+    let mut guest = process.connect("demo").await;
+    for _ in 0..20 {
+        process.run(guest.ask(reference.any(&cluster.rng))).await.unwrap();
+    }
+    drop(guest);
+    let lineage = lineage(&process);
+    (process, reference, lineage)
+}
+
+fn lineage(process: &Process) -> Lineage {
+    process.state().volumes[&process.volume("demo")].lineage
+}
+
+#[test]
+fn a_crash_of_the_process_keeps_the_lineage() {
+    run(30, async |cluster| {
+        let (mut process, _, before) = with_unsynced_writes(&cluster).await;
+        for _ in 0..3 {
+            process.crash(Crash::Process);
+            process = cluster.start().await;
+            assert_eq!(lineage(&process), before);
+        }
+    });
+}
+
+/// Every record of the journal's end was lost and none was torn: what was left looked as if nothing had ever followed it.
+#[test]
+fn a_loss_of_power_changes_the_lineage_once_also_when_it_leaves_no_trace() {
+    for (seed, crash) in [Crash::LoseAll, Crash::Power, Crash::KeepAll].into_iter().enumerate() {
+        run(40 + seed as u64, async |cluster| {
+            let (process, reference, before) = with_unsynced_writes(&cluster).await;
+            process.crash(crash);
+            let process = cluster.start().await;
+            let after = lineage(&process);
+            assert!(after > before, "{crash:?}");
+            let mut guest = process.connect("demo").await;
+            let image = process.run(guest.image()).await.unwrap();
+            let kept = reference.expect_prefix(&image, 0);
+            assert!(crash != Crash::LoseAll || kept < reference.len(), "the test loses something");
+            drop(guest);
+            process.crash(Crash::Process);
+            assert_eq!(lineage(&cluster.start().await), after, "the loss is told once");
+        });
+    }
+}
+
+#[test]
+fn a_clean_stop_keeps_the_lineage_through_a_reboot() {
+    run(50, async |cluster| {
+        let (process, reference, before) = with_unsynced_writes(&cluster).await;
+        process.stop().await;
+        let rebooted = cluster.disk.borrow().after(Crash::LoseAll, &cluster.rng);
+        *cluster.disk.borrow_mut() = rebooted;
+        let process = cluster.start().await;
+        assert_eq!(lineage(&process), before);
+        let mut guest = process.connect("demo").await;
+        let image = process.run(guest.image()).await.unwrap();
+        assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
+        drop(guest);
+        // The stop counts for the start after it and for no other.
+        process.crash(Crash::LoseAll);
+        assert!(lineage(&cluster.start().await) > before);
+    });
+}
+
+#[test]
+fn a_new_directory_has_lost_nothing() {
+    run(51, async |cluster| {
+        cluster.create().await.unwrap();
+        let rebooted = cluster.disk.borrow().after(Crash::LoseAll, &cluster.rng);
+        *cluster.disk.borrow_mut() = rebooted;
+        let process = cluster.start().await;
+        process.create_volume("demo", 1 << 20).await.unwrap();
+        assert_eq!(lineage(&process), Lineage(1));
+    });
+}
+
+#[test]
+fn a_boot_file_that_is_missing_or_damaged_is_taken_for_another_boot() {
+    let spoil: [fn(&Cluster); 3] = [
+        |cluster| cluster.disk.borrow().remove_file(&cluster.layout().boot()),
+        |cluster| cluster.disk.borrow().damage(&cluster.layout().boot(), |bytes| bytes[40] ^= 1),
+        |cluster| cluster.disk.borrow().damage(&cluster.layout().boot(), |bytes| bytes.extend([0; 100])),
+    ];
+    for (seed, spoil) in spoil.into_iter().enumerate() {
+        run(60 + seed as u64, async |cluster| {
+            let (process, _, before) = with_unsynced_writes(&cluster).await;
+            process.crash(Crash::Process);
+            spoil(&cluster);
+            assert!(lineage(&cluster.start().await) > before);
+        });
+    }
+}
+
+#[test]
+fn a_boot_file_of_a_newer_version_stops_the_start_and_changes_nothing() {
+    run(70, async |cluster| {
+        let (process, _, _) = with_unsynced_writes(&cluster).await;
+        process.crash(Crash::Process);
+        cluster.disk.borrow().damage(&cluster.layout().boot(), |bytes| bytes[4] = 2);
+        let before = cluster.disk.borrow().image();
+        assert!(matches!(cluster.try_start().await, Err(StartError::Newer { .. })));
+        assert!(cluster.disk.borrow().image() == before);
+    });
+}
+
+/// Wherever a start after a loss of power is broken off, the next one tells of the loss.
+#[test]
+fn a_start_broken_off_does_not_hide_a_loss() {
+    let mut seed = 80;
+    for operation in (1..).step_by(3) {
+        seed += 1;
+        let broken_off = run(seed, async |cluster| {
+            let (process, _, before) = with_unsynced_writes(&cluster).await;
+            process.crash(Crash::LoseAll);
+            cluster.disk.borrow().stop_after(operation);
+            let stopped = cluster.disk.borrow().stopped();
+            let starting = Box::pin(cluster.try_start());
+            let broken_off = match select(starting, Box::pin(stopped.notified())).await {
+                Either::Left((process, _)) => {
+                    process.unwrap().crash(Crash::Process);
+                    false
+                }
+                Either::Right(_) => {
+                    let after = cluster.disk.borrow().after(Crash::Process, &cluster.rng);
+                    *cluster.disk.borrow_mut() = after;
+                    true
+                }
+            };
+            assert!(lineage(&cluster.start().await) > before, "broken off at operation {operation}");
+            broken_off
+        });
+        if !broken_off {
+            return;
+        }
+    }
+}
+
+/// Two volumes with synced writes in the journal, the newer ones those of `other`. The last record of `demo` is spoiled: no
+/// record of it behind that one says that it had been durable.
+async fn with_a_spoiled_end(cluster: &std::rc::Rc<Cluster>, spoil: impl Fn(&mut [u8])) -> Reference {
+    let process = cluster.founded().await;
+    process.create_volume("other", 1 << 20).await.unwrap();
+    let (mut demo, mut other) = (Reference::new(BLOCKS), Reference::new(256));
+    for (name, reference) in [("demo", &mut demo), ("other", &mut other)] {
+        let mut guest = process.connect(name).await;
+        for block in 0..5 {
+            process.run(guest.ask(reference.write(block, 2))).await.unwrap();
+        }
+        process.run(guest.barrier()).await.unwrap();
+    }
+    let stream = StreamId::Volume(process.volume("demo"));
+    process.crash(Crash::Process);
+    let (path, record) = last_record(cluster, stream).await;
+    let (offset, end) = (record.offset as usize, record.end as usize);
+    cluster.disk.borrow().damage(&path, |bytes| spoil(&mut bytes[offset..end]));
+    other
+}
+
+async fn last_record(cluster: &Cluster, stream: StreamId) -> (PathBuf, InspectedRecord) {
+    let disk = cluster.disk.borrow().clone();
+    let mut found = Vec::new();
+    for path in disk.paths().into_iter().filter(|path| path.extension().is_some_and(|name| name == "journal")) {
+        let records = inspect(&env(&disk, 1), &path).await.unwrap().records.into_iter();
+        found.extend(records.map(|record| (path.clone(), record)));
+    }
+    let position = |record: &InspectedRecord| match record.kind {
+        Some(RecordKind::Stream(of, at)) if of == stream => Some(at),
+        _ => None,
+    };
+    found.into_iter().filter(|(_, record)| position(record).is_some()).max_by_key(|(_, r)| position(r)).unwrap()
+}
+
+/// The end of a volume's journal was damaged after it had been synced. No later record of the volume told of it, and the
+/// volume opened without its last write.
+#[test]
+fn a_volume_whose_durable_end_is_damaged_stays_closed_and_the_others_go_on() {
+    let spoil: [fn(&mut [u8]); 2] = [|record| record[150] ^= 1, |record| record.fill(0)];
+    for (seed, spoil) in spoil.into_iter().enumerate() {
+        run(100 + seed as u64, async |cluster| {
+            let other = with_a_spoiled_end(&cluster, spoil).await;
+            for crash in [Crash::Process, Crash::LoseAll] {
+                let process = cluster.start().await;
+                assert!(
+                    process.run(Guest::connect(&process.ports, "demo")).await.is_err(),
+                    "kind {seed}, before {crash:?}"
+                );
+                let mut guest = process.connect("other").await;
+                let image = process.run(guest.image()).await.unwrap();
+                assert_eq!(other.expect_prefix(&image, other.len()), other.len());
+                process.flush("other").await.unwrap();
+                drop(guest);
+                process.crash(crash);
+            }
+        });
+    }
+}
