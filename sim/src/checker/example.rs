@@ -1,0 +1,86 @@
+//! Small histories told step by step, for the checkers' own tests.
+
+use std::rc::Rc;
+
+use crate::{
+    guest::pattern::Cell,
+    history::{Cut, Kind, StepCount, VolumeHistory},
+};
+
+/// A history of one volume, told in order.
+pub(crate) struct Story {
+    pub(crate) volume: VolumeHistory,
+    steps: Rc<StepCount>,
+    connection: u64,
+}
+
+impl Story {
+    pub(crate) fn new(sectors: u64) -> Self {
+        let steps = Rc::new(StepCount::default());
+        let mut volume = VolumeHistory::new("told", sectors, 0, Rc::clone(&steps));
+        let connection = volume.connect();
+        Self { volume, steps, connection }
+    }
+
+    pub(crate) fn write(&mut self, first: u64, count: u64) -> u64 {
+        let (ticket, id) = self.volume.invoke(self.connection, Kind::Write, first, count, false);
+        self.volume.done(ticket, Vec::new());
+        id
+    }
+
+    pub(crate) fn write_fua(&mut self, first: u64, count: u64) -> u64 {
+        let (ticket, id) = self.volume.invoke(self.connection, Kind::Write, first, count, true);
+        self.volume.done(ticket, Vec::new());
+        id
+    }
+
+    pub(crate) fn write_unanswered(&mut self, first: u64, count: u64) -> u64 {
+        self.volume.invoke(self.connection, Kind::Write, first, count, false).1
+    }
+
+    pub(crate) fn zero(&mut self, first: u64, count: u64) {
+        let (ticket, _) = self.volume.invoke(self.connection, Kind::Zero, first, count, false);
+        self.volume.done(ticket, Vec::new());
+    }
+
+    pub(crate) fn barrier(&mut self) {
+        let (ticket, _) = self.volume.invoke(self.connection, Kind::Barrier, 0, 0, false);
+        self.volume.done(ticket, Vec::new());
+    }
+
+    pub(crate) fn flush(&mut self) {
+        let asked = self.steps.next();
+        self.volume.flushed(asked);
+    }
+
+    pub(crate) fn read_cells(&mut self, first: u64, cells: Vec<Cell>) {
+        let (ticket, _) = self.volume.invoke(self.connection, Kind::Read, first, cells.len() as u64, false);
+        self.volume.done(ticket, cells);
+    }
+
+    /// A read of `first` that returns the sectors of write `id`, from its start.
+    pub(crate) fn read(&mut self, first: u64, count: u64, id: u64) {
+        self.read_cells(first, (0..count).map(|index| Cell::stamp(id, index)).collect());
+    }
+
+    pub(crate) fn read_zeros(&mut self, first: u64, count: u64) {
+        self.read_cells(first, vec![Cell::ZERO; count as usize]);
+    }
+
+    pub(crate) fn killed(&mut self) {
+        self.volume.killed();
+    }
+
+    pub(crate) fn reconnect(&mut self) {
+        self.connection = self.volume.connect();
+    }
+
+    /// The volume loses power or is recovered and then holds, block by block, the named writes' data (0 for zeros).
+    pub(crate) fn cut(&mut self, cut: Cut, blocks: &[u64]) {
+        self.volume.killed();
+        let at = self.steps.next();
+        let cell = |id: u64, index| if id == 0 { Cell::ZERO } else { Cell::stamp(id, index) };
+        let image = blocks.iter().flat_map(|id| (0..8).map(move |index| cell(*id, index))).collect();
+        self.volume.cut(at, cut, image);
+    }
+}

@@ -1,0 +1,30 @@
+//! LIV1: once every trouble has ended, every request is answered and the node serves.
+
+use super::Verdict;
+
+/// How long anything may take once all is well, in simulated milliseconds.
+pub const REST_MS_MAX: u64 = 180_000;
+
+/// Judges `open` requests that have had no answer for `waited_ms` since the last trouble.
+///
+/// # Errors
+/// When they have had time enough.
+pub fn check_answered(open: u64, waited_ms: u64) -> Verdict {
+    if open == 0 || waited_ms <= REST_MS_MAX {
+        Ok(())
+    } else {
+        Err(format!("{open} requests are unanswered {waited_ms} ms after the last trouble"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_without_an_answer_long_after_the_last_trouble_is_rejected() {
+        assert_eq!(check_answered(0, u64::MAX), Ok(()));
+        assert_eq!(check_answered(3, REST_MS_MAX), Ok(()));
+        assert!(check_answered(1, REST_MS_MAX + 1).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! One file per promise; `docs/simulator.md` lists them. Each checker takes what guests saw or what the clouds hold, knows
+//! nothing of the node's workings, and says what is wrong in one sentence that names the requests.
+//!
+//! Each has a test in which one injected violation is rejected: a checker that cannot fail is worth nothing.
+
+pub mod cry1;
+pub mod cry2;
+#[cfg(test)]
+pub(crate) mod example;
+pub(crate) mod linear;
+pub mod liv1;
+pub(crate) mod prefix;
+pub mod seq1;
+pub mod seq2;
+pub mod seq3;
+pub mod seq4;
+pub mod seq5;
+pub mod seq6;
+pub mod seq8;
+pub mod vis1;
+pub mod vis2;
+pub mod vis3;
+pub mod vis4;
+pub mod vis5;
+pub mod vis6;
+
+use crate::history::{Answer, Op, VolumeHistory};
+
+/// Kept, or what is wrong.
+pub type Verdict = Result<(), String>;
+
+type Check = fn(&VolumeHistory) -> Verdict;
+
+/// Judges a volume's whole history by every promise to guests; names the promises that were broken.
+#[must_use]
+pub fn judge_guests(volume: &VolumeHistory) -> Vec<String> {
+    let checks: [(&str, Check); 7] = [
+        ("VIS1", vis1::check),
+        ("VIS2", vis2::check),
+        ("VIS3", vis3::check),
+        ("VIS4", vis4::check),
+        ("VIS5", vis5::check),
+        ("VIS6", vis6::check),
+        ("SEQ5", seq5::check),
+    ];
+    let broken =
+        |(name, check): (&str, Check)| check(volume).err().map(|why| format!("{name} volume {}: {why}", volume.name));
+    checks.into_iter().filter_map(broken).collect()
+}
+
+/// A request in words, for verdicts.
+pub(crate) fn words(op: &Op) -> String {
+    let answer = match op.answer {
+        Answer::None => "unanswered".to_owned(),
+        Answer::Done(step) => format!("done at {step}"),
+        Answer::Refused(step) => format!("refused at {step}"),
+    };
+    let void = op.void_from.map_or(String::new(), |step| format!(", its process killed at {step}"));
+    format!(
+        "{:?} #{} of sectors {}+{}{} on connection {} (asked at {}, {answer}{void})",
+        op.kind,
+        op.id,
+        op.first,
+        op.count,
+        if op.fua { " FUA" } else { "" },
+        op.connection,
+        op.invoked
+    )
+}

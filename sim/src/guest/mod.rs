@@ -1,0 +1,5 @@
+//! Guests: what uses a volume over its door, and remembers what it was told.
+
+pub mod connection;
+pub mod pattern;
+pub mod workload;

@@ -1,0 +1,349 @@
+//! What a guest does: many requests in flight on several connections, over and over, until it is told to stop.
+
+use std::{
+    cell::{Cell as StdCell, RefCell},
+    rc::Rc,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::sync::Notify;
+use velum_node::env::network::Address;
+use velum_protocol::nbd::{
+    client::{Answer, Ask, Wishes},
+    flags::StatusFlags,
+    reply::Descriptor,
+};
+
+use super::{
+    connection::{Connection, NoAnswer, within},
+    pattern::{BLOCK_SECTORS, Cell, SECTOR, payload, recognise},
+};
+use crate::{
+    env::network::Wires,
+    history::{Kind, Ticket, VolumeHistory},
+    rng::Rng,
+    runtime::Sim,
+};
+
+/// What a guest asks for, how often and how much at once.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Connections.
+    pub connections: u32,
+    /// Requests in flight on each.
+    pub depth: u32,
+    /// Longest pause between two requests of a connection, in milliseconds.
+    pub pause_ms_max: u64,
+    /// Longest request, in blocks.
+    pub blocks_max: u64,
+    /// Half of the requests go to this many blocks at the start; the rest anywhere.
+    pub hot_blocks: u64,
+    /// Requests in a million that do not cover whole blocks.
+    pub partial_ppm: u32,
+    /// Changes in a million with FUA.
+    pub fua_ppm: u32,
+    /// Weights of writes, reads, zeroing, barriers, block status and prefetch.
+    pub weights: [u32; 6],
+}
+
+/// What a weight stands for, in the order of [`Load::weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    Write,
+    Read,
+    Zero,
+    Barrier,
+    Status,
+    Prefetch,
+}
+
+const DEEDS: [Deed; 6] = [Deed::Write, Deed::Read, Deed::Zero, Deed::Barrier, Deed::Status, Deed::Prefetch];
+
+/// Lets guests work, or holds them back.
+#[derive(Default)]
+pub struct Gate {
+    closed: StdCell<bool>,
+    changed: Notify,
+}
+
+impl Gate {
+    /// Holds guests back: no new requests, no new connections.
+    pub fn close(&self) {
+        self.closed.set(true);
+    }
+
+    /// Lets them work.
+    pub fn open(&self) {
+        self.closed.set(false);
+        self.changed.notify_waiters();
+    }
+
+    async fn passed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.closed.get() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// One guest and the volume it uses.
+pub struct Guest {
+    sim: Rc<Sim>,
+    wires: Rc<Wires>,
+    /// Where its volume is served; changes when another machine takes over.
+    pub door: RefCell<(Rc<str>, Address)>,
+    /// The export's name.
+    pub export: String,
+    /// What it asked and was told.
+    pub history: RefCell<VolumeHistory>,
+    /// Holds it back.
+    pub gate: Gate,
+    load: Load,
+    rng: Rng,
+    in_flight: StdCell<u64>,
+}
+
+/// Why a volume could not be read as a whole.
+#[derive(Debug, thiserror::Error)]
+#[error("volume {export}: {why}")]
+pub struct Unreadable {
+    export: String,
+    why: String,
+}
+
+/// Bytes of one read when a whole volume is read.
+const SWEEP_BYTES: u64 = 256 * 1024;
+
+impl Guest {
+    /// A guest of `history`'s volume that finds it at `door`.
+    #[must_use]
+    pub fn new(
+        sim: Rc<Sim>,
+        wires: Rc<Wires>,
+        door: (Rc<str>, Address),
+        history: VolumeHistory,
+        load: Load,
+        rng: Rng,
+    ) -> Rc<Self> {
+        let export = history.name.clone();
+        let (door, history) = (RefCell::new(door), RefCell::new(history));
+        Rc::new(Self {
+            sim,
+            wires,
+            door,
+            export,
+            history,
+            gate: Gate::default(),
+            load,
+            rng,
+            in_flight: StdCell::new(0),
+        })
+    }
+
+    /// Starts all its connections; they work until the world ends.
+    pub fn start(self: &Rc<Self>) {
+        for _ in 0..self.load.connections {
+            let guest = Rc::clone(self);
+            self.sim.spawn(async move {
+                loop {
+                    guest.gate.passed().await;
+                    if let Some(connection) = guest.connect().await {
+                        guest.work(&connection).await;
+                    }
+                    guest.sim.sleep_ms(guest.rng.between(5, 200)).await;
+                }
+            });
+        }
+    }
+
+    /// Requests that have no answer yet.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.get()
+    }
+
+    async fn connect(&self) -> Option<Connection> {
+        let (node, address) = self.door.borrow().clone();
+        let end = self.wires.connect(&node, &address).ok()?;
+        let structured = self.rng.chance(800_000);
+        let wishes = Wishes { export: self.export.clone(), structured, allocation: structured };
+        // A node that has just been killed takes the connection and never answers; so does one that is still starting.
+        within(&self.sim, 5_000, Connection::open(&self.sim, end, wishes)).await?.ok()
+    }
+
+    async fn work(self: &Rc<Self>, connection: &Connection) {
+        let number = self.history.borrow_mut().connect();
+        self.sim.event("connected", &self.export, &[number]);
+        let mut under_way = FuturesUnordered::new();
+        while connection.is_open() && !self.gate.closed.get() {
+            while under_way.len() < self.load.depth as usize && connection.is_open() {
+                under_way.push(self.clone().request(connection.clone(), number));
+            }
+            under_way.next().await;
+        }
+        while under_way.next().await.is_some() {}
+        connection.hang_up();
+    }
+
+    async fn request(self: Rc<Self>, connection: Connection, number: u64) {
+        if self.load.pause_ms_max > 0 {
+            self.sim.sleep_ms(self.rng.below(self.load.pause_ms_max + 1)).await;
+        }
+        if !connection.is_open() || self.gate.closed.get() {
+            return;
+        }
+        let weighted: Vec<_> = self.load.weights.iter().copied().zip(DEEDS).collect();
+        let deed = *self.rng.weighted(&weighted);
+        let fua = self.rng.chance(self.load.fua_ppm);
+        let (first, count) = self.range();
+        self.in_flight.set(self.in_flight.get() + 1);
+        match deed {
+            Deed::Write => self.change(&connection, number, Kind::Write, first, count, fua).await,
+            Deed::Zero => self.change(&connection, number, Kind::Zero, first, count, fua).await,
+            Deed::Read => self.read(&connection, number, first, count).await,
+            Deed::Barrier => self.barrier(&connection, number).await,
+            Deed::Status => self.status(&connection, number, first, count).await,
+            Deed::Prefetch => {
+                let ask = Ask::Cache { offset: first * SECTOR as u64, length: (count * SECTOR as u64) as u32 };
+                drop(connection.ask(&ask).await);
+            }
+        }
+        self.in_flight.set(self.in_flight.get() - 1);
+    }
+
+    /// A range of sectors to ask for.
+    fn range(&self) -> (u64, u64) {
+        let blocks = self.history.borrow().sectors() / BLOCK_SECTORS;
+        let span = if self.rng.chance(500_000) { self.load.hot_blocks.clamp(1, blocks) } else { blocks };
+        let first = self.rng.below(span);
+        // Small requests are as frequent as all larger ones together.
+        let longest = if self.rng.chance(500_000) { 1 } else { self.load.blocks_max };
+        let count = self.rng.between(1, longest.min(blocks - first));
+        let (mut first, mut count) = (first * BLOCK_SECTORS, count * BLOCK_SECTORS);
+        if self.rng.chance(self.load.partial_ppm) {
+            let skip = self.rng.below(BLOCK_SECTORS);
+            first += skip;
+            count = (count - skip).max(1);
+            count -= self.rng.below(BLOCK_SECTORS.min(count));
+        }
+        (first, count)
+    }
+
+    async fn change(&self, connection: &Connection, number: u64, kind: Kind, first: u64, count: u64, fua: bool) {
+        let (ticket, id) = self.history.borrow_mut().invoke(number, kind, first, count, fua);
+        let offset = first * SECTOR as u64;
+        let length = (count * SECTOR as u64) as u32;
+        let ask = match (kind, self.rng.below(3)) {
+            (Kind::Write, _) => Ask::Write { offset, payload: payload(id, count), fua },
+            (_, 0) => Ask::Trim { offset, length, fua },
+            (_, choice) => Ask::WriteZeroes { offset, length, no_hole: choice == 1, fast: false, fua },
+        };
+        self.sim.event("ask change", &self.export, &[id, first, count, kind as u64, u64::from(fua)]);
+        let answer = connection.ask(&ask).await;
+        self.sim.count("changed blocks", count.div_ceil(BLOCK_SECTORS));
+        self.finish(ticket, &answer, Vec::new());
+    }
+
+    async fn read(&self, connection: &Connection, number: u64, first: u64, count: u64) {
+        let (ticket, id) = self.history.borrow_mut().invoke(number, Kind::Read, first, count, false);
+        self.sim.event("ask read", &self.export, &[id, first, count]);
+        let ask = Ask::Read { offset: first * SECTOR as u64, length: (count * SECTOR as u64) as u32 };
+        let answer = connection.ask(&ask).await;
+        self.sim.count("read blocks", count.div_ceil(BLOCK_SECTORS));
+        let cells = match &answer {
+            Ok(Answer::Data(bytes)) => bytes.chunks(SECTOR).map(recognise).collect(),
+            _ => Vec::new(),
+        };
+        self.finish(ticket, &answer, cells);
+    }
+
+    async fn barrier(&self, connection: &Connection, number: u64) {
+        let (ticket, id) = self.history.borrow_mut().invoke(number, Kind::Barrier, 0, 0, false);
+        self.sim.event("ask barrier", &self.export, &[id]);
+        let answer = connection.ask(&Ask::Flush).await;
+        self.sim.count("barriers", 1);
+        self.finish(ticket, &answer, Vec::new());
+    }
+
+    /// A hole must read as zeros: a block status that reports one counts as a read of zeros.
+    async fn status(&self, connection: &Connection, number: u64, first: u64, count: u64) {
+        if connection.negotiated().allocation.is_none() {
+            return;
+        }
+        let (ticket, id) = self.history.borrow_mut().invoke(number, Kind::Read, first, count, false);
+        self.sim.event("ask status", &self.export, &[id, first, count]);
+        let (offset, length) = (first * SECTOR as u64, (count * SECTOR as u64) as u32);
+        let answer = connection.ask(&Ask::BlockStatus { offset, length, one: true }).await;
+        let hole = match &answer {
+            Ok(Answer::Status(extents)) => extents.first().filter(|extent| is_hole(extent)),
+            _ => None,
+        };
+        let sectors = hole.map_or(0, |extent| u64::from(extent.length) / SECTOR as u64).min(count);
+        self.history.borrow_mut().shorten(ticket, sectors);
+        self.finish(ticket, &answer, vec![Cell::ZERO; sectors as usize]);
+    }
+
+    fn finish(&self, ticket: Ticket, answer: &Result<Answer, NoAnswer>, cells: Vec<Cell>) {
+        let mut history = self.history.borrow_mut();
+        match answer {
+            Ok(_) => history.done(ticket, cells),
+            Err(NoAnswer::Refused(code)) => {
+                self.sim.event("refused", &self.export, &[u64::from(code.number())]);
+                self.sim.count("guest errors", 1);
+                history.refused(ticket);
+            }
+            Err(NoAnswer::Lost) => self.sim.count("unanswered requests", 1),
+        }
+    }
+
+    /// Reads the whole volume over a connection of its own. `witnessed` puts the reads into the history.
+    ///
+    /// # Errors
+    /// When it cannot be read within `limit_ms`.
+    pub async fn sweep(&self, limit_ms: u64, witnessed: bool) -> Result<Vec<Cell>, Unreadable> {
+        let unreadable = |why: String| Unreadable { export: self.export.clone(), why };
+        match within(&self.sim, limit_ms, self.sweep_once(witnessed)).await {
+            Some(Ok(image)) => Ok(image),
+            Some(Err(why)) => Err(unreadable(why)),
+            None => Err(unreadable(format!("not read within {limit_ms} simulated ms"))),
+        }
+    }
+
+    async fn sweep_once(&self, witnessed: bool) -> Result<Vec<Cell>, String> {
+        let connection = loop {
+            match self.connect().await {
+                Some(connection) => break connection,
+                None => self.sim.sleep_ms(50).await,
+            }
+        };
+        let number = self.history.borrow_mut().connect();
+        let sectors = self.history.borrow().sectors();
+        let mut image = Vec::with_capacity(sectors as usize);
+        while (image.len() as u64) < sectors {
+            let first = image.len() as u64;
+            let count = (SWEEP_BYTES / SECTOR as u64).min(sectors - first);
+            let ticket = witnessed.then(|| self.history.borrow_mut().invoke(number, Kind::Read, first, count, false).0);
+            let ask = Ask::Read { offset: first * SECTOR as u64, length: (count * SECTOR as u64) as u32 };
+            match connection.ask(&ask).await {
+                Ok(Answer::Data(bytes)) => {
+                    let cells: Vec<_> = bytes.chunks(SECTOR).map(recognise).collect();
+                    image.extend_from_slice(&cells);
+                    if let Some(ticket) = ticket {
+                        self.history.borrow_mut().done(ticket, cells);
+                    }
+                }
+                other => return Err(format!("reading sector {first} gave {other:?}")),
+            }
+        }
+        self.sim.count("read blocks", sectors / BLOCK_SECTORS);
+        connection.hang_up();
+        Ok(image)
+    }
+}
+
+fn is_hole(extent: &Descriptor) -> bool {
+    extent.flags.has(StatusFlags::HOLE) && extent.flags.has(StatusFlags::ZERO)
+}

@@ -1,0 +1,234 @@
+//! `velum-sim`: runs worlds under seeds.
+
+use std::{
+    io::Write,
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use velum_sim::{
+    minimise::minimise,
+    plan::Options,
+    planted::{self, Planted},
+    report::{Summary, reproduce},
+    rng::Rng,
+    runtime::Run,
+    trace::Printer,
+    world::Recipe,
+};
+
+/// Runs whole Velum nodes with their clouds, disks and guests under a seed, and checks every promise.
+#[derive(Parser)]
+#[command(name = "velum-sim", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the world of one seed.
+    Run {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+        /// Print every event.
+        #[arg(long)]
+        trace: bool,
+        /// Plant a bug.
+        #[arg(long)]
+        planted: Option<Planted>,
+    },
+    /// Run fresh seeds for some time.
+    Soak {
+        /// Wall time to spend.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// The first seed; drawn when not given.
+        #[arg(long)]
+        seed_from: Option<u64>,
+        /// Worlds at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Stop at the first seed that fails.
+        #[arg(long)]
+        fail_fast: bool,
+    },
+    /// Run the world of one seed twice and compare the traces.
+    Twice {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Make the failing world of a seed smaller: fewer troubles, less time.
+    Minimise {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+        /// Wall time to spend at most.
+        #[arg(long, default_value_t = 5)]
+        minutes: u64,
+    },
+    /// Find every planted bug.
+    Planted {
+        /// Wall time to spend on one bug at most.
+        #[arg(long, default_value_t = 2)]
+        minutes: u64,
+        /// Only this one.
+        #[arg(long)]
+        bug: Option<Planted>,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run { seed, trace, planted } => run(seed, trace, planted),
+        Command::Soak { minutes, seed_from, jobs, fail_fast } => soak(minutes, seed_from, jobs, fail_fast),
+        Command::Twice { seed } => twice(seed),
+        Command::Minimise { seed, minutes } => make_smaller(seed, minutes),
+        Command::Planted { minutes, bug } => find_planted(minutes, bug),
+    }
+}
+
+fn say(text: &str) {
+    drop(writeln!(std::io::stdout().lock(), "{text}"));
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command measures its own wall time; worlds have their own clock")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+fn printer(trace: bool) -> Option<Printer> {
+    trace.then(|| -> Printer { Box::new(say) })
+}
+
+fn world(seed: u64, trace: bool) -> Run<()> {
+    Recipe::of(seed).run(move || printer(trace))
+}
+
+fn exit(fine: bool) -> ExitCode {
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(seed: u64, trace: bool, planted: Option<Planted>) -> ExitCode {
+    say(&format!("seed {seed}"));
+    let recipe = planted.map_or_else(|| Recipe::of(seed), |bug| planted::recipe(seed, bug));
+    let options = recipe.options.clone().unwrap_or_else(|| Options::draw(&Rng::new(seed, "options")));
+    say(&format!("{options:#?}"));
+    let began = now();
+    let run = recipe.run(move || printer(trace));
+    let mut summary = Summary { wall: began.elapsed_now(), ..Summary::default() };
+    say(&format!("trace {:016x}", run.hash));
+    for failure in &run.failures {
+        say(failure);
+    }
+    let fine = run.failures.is_empty();
+    summary.add(seed, run);
+    say(&summary.to_string());
+    exit(fine)
+}
+
+/// `elapsed`, asked of the one clock of this command.
+trait ElapsedNow {
+    fn elapsed_now(&self) -> Duration;
+}
+
+impl ElapsedNow for std::time::Instant {
+    fn elapsed_now(&self) -> Duration {
+        now().duration_since(*self)
+    }
+}
+
+fn soak(minutes: u64, seed_from: Option<u64>, jobs: usize, fail_fast: bool) -> ExitCode {
+    let seed_from = seed_from.unwrap_or_else(fresh_seed);
+    say(&format!("seeds from {seed_from}"));
+    let (began, limit) = (now(), Duration::from_secs(minutes * 60));
+    let next = AtomicU64::new(seed_from);
+    let stop = AtomicBool::new(false);
+    let total = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while began.elapsed_now() < limit && !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let run = world(seed, false);
+                    if !run.failures.is_empty() {
+                        say(&format!("seed {seed} failed: {}", run.failures.join("; ")));
+                        say(&format!("  {}", reproduce(seed)));
+                        stop.fetch_or(fail_fast, Ordering::Relaxed);
+                    }
+                    total.lock().expect("no job panics while it adds").add(seed, run);
+                }
+            });
+        }
+    });
+    let mut total = total.into_inner().expect("no job panics while it adds");
+    total.wall = began.elapsed_now();
+    say(&total.to_string());
+    for (seed, _) in &total.failed {
+        say(&format!("  {}", reproduce(*seed)));
+    }
+    exit(total.failed.is_empty())
+}
+
+/// A seed nobody chose, short enough to type.
+#[expect(clippy::disallowed_methods, reason = "the one thing that is not to repeat is which seeds a soak begins with")]
+fn fresh_seed() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::from(since.subsec_nanos()) ^ (since.as_secs() % 1_000_000_000)
+}
+
+fn twice(seed: u64) -> ExitCode {
+    say(&format!("seed {seed}"));
+    let (first, second) = (world(seed, false), world(seed, false));
+    say(&format!("first  {:016x} after {} events", first.hash, first.events));
+    say(&format!("second {:016x} after {} events", second.hash, second.events));
+    exit(first.hash == second.hash && first.events == second.events)
+}
+
+fn make_smaller(seed: u64, minutes: u64) -> ExitCode {
+    say(&format!("seed {seed}"));
+    let began = now();
+    let smallest = minimise(&Recipe::of(seed), &|| began.elapsed_now(), Duration::from_secs(minutes * 60));
+    let Some(smallest) = smallest else {
+        say("it does not fail");
+        return ExitCode::SUCCESS;
+    };
+    say(&format!("{:#?}", smallest.recipe));
+    say(&format!("after {} worlds: {}", smallest.tried, smallest.failure));
+    ExitCode::FAILURE
+}
+
+fn find_planted(minutes: u64, only: Option<Planted>) -> ExitCode {
+    say("planted bug             seed  simulated s  wall s  found by");
+    let mut all_found = true;
+    for bug in planted::ALL.into_iter().filter(|bug| only.is_none_or(|only| only == *bug)) {
+        let (began, mut simulated_ms, mut seed) = (now(), 0, 0);
+        let found = loop {
+            seed += 1;
+            let run = planted::recipe(seed, bug).run(|| None);
+            simulated_ms += run.simulated_ms;
+            // What the same world shows without the bug is not found.
+            if let Some(failure) = run.failures.first()
+                && (Recipe { planted: None, ..planted::recipe(seed, bug) }).run(|| None).failures.is_empty()
+            {
+                break Some(failure.clone());
+            }
+            if began.elapsed_now() > Duration::from_secs(minutes * 60) {
+                break None;
+            }
+        };
+        let name = clap::ValueEnum::to_possible_value(&bug).map_or(String::new(), |value| value.get_name().to_owned());
+        let (seconds, wall) = (simulated_ms / 1000, began.elapsed_now().as_secs());
+        all_found &= found.is_some();
+        let words = found.map_or("NOT FOUND".to_owned(), |failure| failure.chars().take(140).collect());
+        say(&format!("{name:<22} {seed:>5}  {seconds:>11}  {wall:>6}  {words}"));
+    }
+    exit(all_found)
+}

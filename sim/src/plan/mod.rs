@@ -1,0 +1,198 @@
+//! The plan of a world: what kind of world a seed makes, and what goes wrong in it when.
+//!
+//! Each seed enables a random subset of the faults (swarm testing), so that some worlds are calm enough to get far and others
+//! have nothing but one kind of trouble. Everything in a plan is recoverable: at most one cloud at a time is bad for long,
+//! no disk is lost before what was flushed lies in the clouds, and every fault ends. What the promises say must then hold.
+
+mod options;
+
+pub use options::Options;
+
+use crate::{env::disk::Loss, rng::Rng};
+
+/// Something that goes wrong, or that an operator does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The process is killed; the page cache stays.
+    Kill,
+    /// The process is killed at the I/O after this many more.
+    KillAtIo(u64),
+    /// The machine loses power.
+    PowerLoss(Loss),
+    /// The machine loses power at the I/O after this many more.
+    PowerLossAtIo(u64, Loss),
+    /// The node is stopped and started as an operator does it.
+    CleanRestart,
+    /// The sync after this many more fails, and its pages count as clean.
+    FailedSync(u64),
+    /// The write after this many more fails.
+    FailedWrite(u64),
+    /// Syncs take up to this many milliseconds.
+    SlowDisk(u64),
+    /// Reads in a million fail.
+    ReadErrors(u32),
+    /// Only this many more bytes fit on the disk.
+    FullDisk(u64),
+    /// One bit of the disk cache flips.
+    CacheRot,
+    /// A cloud cannot be reached.
+    CloudAway(usize),
+    /// A cloud takes requests and does nothing.
+    CloudStalls(usize),
+    /// A cloud refuses the credentials.
+    CloudDenies(usize),
+    /// A cloud fails often, before or after the effect.
+    CloudFlaky(usize),
+    /// A cloud loses answers.
+    CloudLosesAnswers(usize),
+    /// A cloud asks to slow down.
+    CloudThrottles(usize),
+    /// A cloud lies about some of its objects.
+    CloudLies(usize),
+    /// A guest's connection is cut.
+    CutConnection,
+    /// Nothing arrives over the network.
+    StalledNetwork,
+    /// An operator flushes the volumes to the clouds and waits for it.
+    Flush,
+    /// The machine is lost and the volumes are recovered from the clouds; one cloud may be given up with it.
+    LostMachine {
+        /// The cloud that cannot be reached during the recovery.
+        without: Option<usize>,
+    },
+}
+
+/// A trouble and when it comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Milliseconds since guests began.
+    pub at_ms: u64,
+    /// What happens.
+    pub trouble: Trouble,
+    /// How long it lasts, for what lasts; how long the process stays down, for what ends it.
+    pub for_ms: u64,
+}
+
+/// Draws the plan of a world.
+#[must_use]
+pub fn draw(options: &Options, rng: &Rng) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut at_ms = 0;
+    loop {
+        at_ms += rng.between(options.trouble_every_ms / 2, options.trouble_every_ms * 3 / 2);
+        if at_ms >= options.guests_ms {
+            break;
+        }
+        let kinds: Vec<_> = options.troubles.iter().map(|(weight, kind)| (*weight, *kind)).collect();
+        if kinds.iter().all(|(weight, _)| *weight == 0) {
+            break;
+        }
+        let kind = *rng.weighted(&kinds);
+        events.push(Event { at_ms, trouble: trouble(kind, options, rng), for_ms: lasts(kind, rng) });
+        // A machine whose disk fails often goes down soon after, before what the failure left is overwritten or trimmed.
+        if kind == Kind::DiskError && rng.chance(500_000) {
+            at_ms += rng.between(1, 600);
+            let down = if rng.chance(500_000) { Trouble::Kill } else { Trouble::PowerLoss(loss(rng)) };
+            events.push(Event { at_ms, trouble: down, for_ms: lasts(Kind::Process, rng) });
+        }
+    }
+    events
+}
+
+/// Kinds of trouble, as options enable them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Kills and crashes of the process.
+    Process,
+    /// Losses of power.
+    Power,
+    /// Failing writes and syncs.
+    DiskError,
+    /// Slow, full and misreading disks.
+    DiskTrouble,
+    /// Rot in the disk cache.
+    Rot,
+    /// Clouds that cannot be used for a while.
+    CloudOutage,
+    /// Clouds that fail now and then.
+    CloudFaults,
+    /// A lying cloud.
+    Adversary,
+    /// Connections and delays.
+    Network,
+    /// What operators do.
+    Operator,
+    /// Machines lost for good.
+    Loss,
+}
+
+/// All kinds, with how often each comes when all are enabled.
+pub const KINDS: [(u32, Kind); 11] = [
+    (20, Kind::Process),
+    (12, Kind::Power),
+    (6, Kind::DiskError),
+    (6, Kind::DiskTrouble),
+    (3, Kind::Rot),
+    (12, Kind::CloudOutage),
+    (12, Kind::CloudFaults),
+    (4, Kind::Adversary),
+    (8, Kind::Network),
+    (8, Kind::Operator),
+    (3, Kind::Loss),
+];
+
+fn loss(rng: &Rng) -> Loss {
+    *rng.weighted(&[(1, Loss::KeepAll), (3, Loss::LoseAll), (3, Loss::Pages), (3, Loss::Torn)])
+}
+
+fn trouble(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
+    let cloud = rng.below(options.clouds as u64) as usize;
+    // Only one cloud of a world ever lies or is given up: the others hold everything at d2.
+    let bad_cloud = options.bad_cloud;
+    match kind {
+        Kind::Process => {
+            let io = rng.between(1, 200);
+            rng.weighted(&[(3, Trouble::Kill), (5, Trouble::KillAtIo(io)), (2, Trouble::CleanRestart)]).clone()
+        }
+        Kind::Power => {
+            let (io, loss) = (rng.between(1, 200), loss(rng));
+            rng.weighted(&[(2, Trouble::PowerLoss(loss)), (5, Trouble::PowerLossAtIo(io, loss))]).clone()
+        }
+        Kind::DiskError => {
+            let after = rng.below(50);
+            rng.weighted(&[(1, Trouble::FailedSync(after)), (1, Trouble::FailedWrite(after))]).clone()
+        }
+        Kind::DiskTrouble => {
+            let (slow, ppm) = (rng.between(20, 2_000), rng.between(1_000, 50_000) as u32);
+            let room = rng.between(0, 1 << 20);
+            rng.weighted(&[(4, Trouble::SlowDisk(slow)), (2, Trouble::ReadErrors(ppm)), (2, Trouble::FullDisk(room))])
+                .clone()
+        }
+        Kind::Rot => Trouble::CacheRot,
+        Kind::CloudOutage => {
+            let all =
+                [(4, Trouble::CloudAway(cloud)), (2, Trouble::CloudStalls(cloud)), (1, Trouble::CloudDenies(cloud))];
+            rng.weighted(&all).clone()
+        }
+        Kind::CloudFaults => {
+            let all = [
+                (4, Trouble::CloudFlaky(cloud)),
+                (2, Trouble::CloudLosesAnswers(cloud)),
+                (1, Trouble::CloudThrottles(cloud)),
+            ];
+            rng.weighted(&all).clone()
+        }
+        Kind::Adversary => Trouble::CloudLies(bad_cloud),
+        Kind::Network => rng.weighted(&[(4, Trouble::CutConnection), (1, Trouble::StalledNetwork)]).clone(),
+        Kind::Operator => Trouble::Flush,
+        Kind::Loss => Trouble::LostMachine { without: rng.chance(500_000).then_some(bad_cloud) },
+    }
+}
+
+fn lasts(kind: Kind, rng: &Rng) -> u64 {
+    match kind {
+        Kind::Process | Kind::Power | Kind::Loss | Kind::DiskError => rng.between(1, 2_000),
+        Kind::CloudOutage => rng.between(500, 20_000),
+        _ => rng.between(200, 8_000),
+    }
+}

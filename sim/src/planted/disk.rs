@@ -1,0 +1,171 @@
+//! Disks as a node with a bug in its journal, or in its files, would use them.
+
+use std::{
+    any::Any,
+    cell::RefCell,
+    io,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use velum_node::env::{Clock, Disk, File, Local, OpenMode};
+use velum_protocol::{id::BootId, version::JOURNAL_RECORD};
+
+use super::Planted;
+
+/// How much too late what should be done before an ack is done.
+const TOO_LATE: Duration = Duration::from_millis(60);
+
+/// A disk with a bug above it.
+pub(super) struct BuggyDisk {
+    bug: Planted,
+    disk: Rc<dyn Disk>,
+    clock: Rc<dyn Clock>,
+}
+
+impl BuggyDisk {
+    pub(super) fn new(bug: Planted, disk: Rc<dyn Disk>, clock: Rc<dyn Clock>) -> Self {
+        Self { bug, disk, clock }
+    }
+}
+
+impl Disk for BuggyDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> Local<io::Result<Rc<dyn File>>> {
+        let opened = self.disk.open(path, mode);
+        let is_journal = path.components().any(|part| part.as_os_str() == "journal");
+        let (bug, clock) = (self.bug, Rc::clone(&self.clock));
+        Box::pin(async move {
+            let file = opened.await?;
+            let file: Rc<dyn File> =
+                if is_journal { Rc::new(BuggyFile { bug, file, clock, late: Rc::default() }) } else { file };
+            Ok(file)
+        })
+    }
+
+    fn list(&self, dir: &Path) -> Local<io::Result<Vec<String>>> {
+        self.disk.list(dir)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> Local<io::Result<()>> {
+        self.disk.create_dir_all(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Local<io::Result<()>> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> Local<io::Result<()>> {
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Local<io::Result<()>> {
+        match self.bug {
+            Planted::UnsyncedNames => Box::pin(async { Ok(()) }),
+            _ => self.disk.sync_dir(dir),
+        }
+    }
+
+    fn boot(&self) -> Local<io::Result<BootId>> {
+        match self.bug {
+            Planted::KeptLineage => Box::pin(async { Ok(BootId([0; 16])) }),
+            _ => self.disk.boot(),
+        }
+    }
+
+    fn lock(&self, path: PathBuf) -> Local<io::Result<Box<dyn Any>>> {
+        self.disk.lock(path)
+    }
+}
+
+/// Writes to come: offset and bytes.
+type Late = RefCell<Vec<(u64, Vec<u8>)>>;
+
+/// A journal file with a bug above it.
+struct BuggyFile {
+    bug: Planted,
+    file: Rc<dyn File>,
+    clock: Rc<dyn Clock>,
+    /// Writes that were acked and are not done.
+    late: Rc<Late>,
+}
+
+fn catch_up(file: &Rc<dyn File>, late: &Late) -> io::Result<()> {
+    late.take().into_iter().try_for_each(|(offset, bytes)| file.write_at(offset, &bytes))
+}
+
+impl File for BuggyFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        match self.bug {
+            Planted::AckBeforeAppend => {
+                self.late.borrow_mut().push((offset, bytes.to_vec()));
+                let (file, late, sleep) = (Rc::clone(&self.file), Rc::clone(&self.late), self.clock.sleep(TOO_LATE));
+                velum_node::actor::spawn(async move {
+                    sleep.await;
+                    drop(catch_up(&file, &late));
+                });
+                Ok(())
+            }
+            Planted::IgnoredWriteError => {
+                drop(self.file.write_at(offset, bytes));
+                Ok(())
+            }
+            Planted::ReusedNonce => {
+                if let Some(changed) = sealed_again(bytes) {
+                    self.file.write_at(offset, &changed)?;
+                }
+                self.file.write_at(offset, bytes)
+            }
+            _ => self.file.write_at(offset, bytes),
+        }
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> Local<io::Result<Bytes>> {
+        self.file.read_at(offset, len)
+    }
+
+    fn sync(&self) -> Local<io::Result<()>> {
+        if let Err(error) = catch_up(&self.file, &self.late) {
+            return Box::pin(async move { Err(error) });
+        }
+        match self.bug {
+            Planted::BarrierWithoutSync => Box::pin(async { Ok(()) }),
+            Planted::BarrierBeforeSync => {
+                let (file, sleep) = (Rc::clone(&self.file), self.clock.sleep(TOO_LATE));
+                velum_node::actor::spawn(async move {
+                    sleep.await;
+                    drop(file.sync().await);
+                });
+                Box::pin(async { Ok(()) })
+            }
+            Planted::RetriedSync => {
+                let file = Rc::clone(&self.file);
+                Box::pin(async move {
+                    match file.sync().await {
+                        Ok(()) => Ok(()),
+                        Err(_) => file.sync().await,
+                    }
+                })
+            }
+            _ => self.file.sync(),
+        }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn set_size(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_size(bytes)
+    }
+}
+
+/// The same bytes with the last record's ciphertext changed under its nonce.
+fn sealed_again(bytes: &[u8]) -> Option<Vec<u8>> {
+    let lead = JOURNAL_RECORD.lead();
+    let at = bytes.windows(lead.len()).rposition(|window| window == lead)?;
+    let mut changed = bytes.to_vec();
+    *changed.get_mut(at + velum_protocol::format::record::HEADER_BYTES + 30)? ^= 1;
+    Some(changed)
+}

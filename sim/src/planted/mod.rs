@@ -1,0 +1,139 @@
+//! Bugs planted on purpose: the simulator must find each of them, or it would not find the like by accident.
+//!
+//! A planted bug is a decorator of the environment's traits: it makes the shipped node, which does everything right, behave
+//! as a node would that has the bug. Nothing of it is in the node's own code. The numbers are those of the list of bugs that
+//! this family of systems is known for.
+
+mod clouds;
+mod disk;
+
+use std::rc::Rc;
+
+use velum_node::env::Env;
+
+use crate::{
+    env::{Surroundings, disk::Loss},
+    plan::{Event, Options, Trouble},
+    rng::Rng,
+    world::Recipe,
+};
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Planted {
+    /// 1: a write is acked before it is in the journal file.
+    AckBeforeAppend,
+    /// 3: a barrier is acked without a sync.
+    BarrierWithoutSync,
+    /// 3: a barrier is acked before its sync is done.
+    BarrierBeforeSync,
+    /// 29: a failed sync is tried again.
+    RetriedSync,
+    /// A failed write is taken for done.
+    IgnoredWriteError,
+    /// A directory is not synced after a file was made or renamed in it.
+    UnsyncedNames,
+    /// 11: the lineage stays as it was after a loss of power.
+    KeptLineage,
+    /// 17: a record is left out of the sequence.
+    SkippedRecord,
+    /// 18: a record is uploaded before the segments it names.
+    RecordBeforeSegments,
+    /// 19: one cloud less than needed counts as enough.
+    TooFewClouds,
+    /// 20: the journal is trimmed when a record is agreed on, not when it lies in the clouds.
+    TrimBeforeDurable,
+    /// 25: an object is deleted in a cloud whose checkpoint still names it.
+    DeletedTooEarly,
+    /// 26: a name is used again after a restart.
+    ReusedName,
+    /// 37: a nonce is used for two seals.
+    ReusedNonce,
+    /// Guests' data is written to a file in the clear.
+    ReadableData,
+}
+
+/// All planted bugs.
+pub const ALL: [Planted; 15] = [
+    Planted::AckBeforeAppend,
+    Planted::BarrierWithoutSync,
+    Planted::BarrierBeforeSync,
+    Planted::RetriedSync,
+    Planted::IgnoredWriteError,
+    Planted::UnsyncedNames,
+    Planted::KeptLineage,
+    Planted::SkippedRecord,
+    Planted::RecordBeforeSegments,
+    Planted::TooFewClouds,
+    Planted::TrimBeforeDurable,
+    Planted::DeletedTooEarly,
+    Planted::ReusedName,
+    Planted::ReusedNonce,
+    Planted::ReadableData,
+];
+
+/// How long guests work in a world with a planted bug, at most, in simulated milliseconds: many short worlds find more than
+/// a few long ones.
+const GUESTS_MS_MAX: u64 = 12_000;
+
+/// Failed syncs of a world that is made for them come about this often.
+const SYNC_FAILS_EVERY_MS: u64 = 1_500;
+
+/// The world of `seed` in which `bug` is looked for. Without the bug it must be fine: what it shows anyway is not found.
+#[must_use]
+pub fn recipe(seed: u64, bug: Planted) -> Recipe {
+    let drawn = Options::draw(&Rng::new(seed, "options"));
+    let options = Options {
+        guests_ms: drawn.guests_ms.min(GUESTS_MS_MAX),
+        trouble_every_ms: drawn.trouble_every_ms.min(GUESTS_MS_MAX / 6),
+        ..drawn
+    };
+    let events = (bug == Planted::RetriedSync).then(|| failed_syncs(seed, options.guests_ms));
+    Recipe { options: Some(options), events, planted: Some(bug), ..Recipe::of(seed) }
+}
+
+/// Failed syncs, each with a loss of power soon after. What a failed sync left out shows only when the page cache is lost
+/// before those pages are written again, and drawn plans hardly ever come to that.
+fn failed_syncs(seed: u64, guests_ms: u64) -> Vec<Event> {
+    let rng = Rng::new(seed, "failed syncs");
+    let mut events = Vec::new();
+    let mut at_ms = SYNC_FAILS_EVERY_MS;
+    while at_ms < guests_ms {
+        events.push(Event { at_ms, trouble: Trouble::FailedSync(rng.below(4)), for_ms: 0 });
+        let loss = *rng.pick(&[Loss::LoseAll, Loss::Pages, Loss::Torn]);
+        at_ms += rng.between(20, 400);
+        events.push(Event { at_ms, trouble: Trouble::PowerLoss(loss), for_ms: rng.between(1, 500) });
+        at_ms += SYNC_FAILS_EVERY_MS;
+    }
+    events
+}
+
+impl Planted {
+    /// `env` as a node with the bug sees it.
+    #[must_use]
+    pub fn into_env(self, around: &Surroundings, env: Env) -> Env {
+        match self {
+            Self::AckBeforeAppend
+            | Self::BarrierWithoutSync
+            | Self::BarrierBeforeSync
+            | Self::RetriedSync
+            | Self::IgnoredWriteError
+            | Self::UnsyncedNames
+            | Self::KeptLineage
+            | Self::ReusedNonce => {
+                let disk = disk::BuggyDisk::new(self, Rc::clone(&env.disk), Rc::clone(&env.clock));
+                Env { disk: Rc::new(disk), ..env }
+            }
+            Self::SkippedRecord
+            | Self::RecordBeforeSegments
+            | Self::TooFewClouds
+            | Self::TrimBeforeDurable
+            | Self::DeletedTooEarly
+            | Self::ReusedName
+            | Self::ReadableData => {
+                let clouds = clouds::BuggyClouds::new(self, around, &env);
+                Env { clouds: Rc::new(clouds), ..env }
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Directed worlds: what a promise stands or falls with, written out, and seeds that once found something.
+//!
+//! Options and plans are spelt out here rather than drawn, so that a scenario keeps its meaning when the drawing changes.
+
+use crate::{
+    env::disk::Loss,
+    guest::workload::Load,
+    plan::{Event, Options, Trouble},
+    world::Recipe,
+};
+
+/// A world with a name and a reason.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What it shows.
+    pub name: &'static str,
+    /// The world.
+    pub recipe: Recipe,
+}
+
+/// A small world in fair weather, from which scenarios differ in what matters to them.
+#[must_use]
+pub fn small_world() -> Options {
+    Options {
+        guests_ms: 6_000,
+        trouble_every_ms: 1_000,
+        troubles: Vec::new(),
+        clouds: 3,
+        bad_cloud: 0,
+        volume_blocks: vec![64],
+        load: Load {
+            connections: 2,
+            depth: 4,
+            pause_ms_max: 60,
+            blocks_max: 8,
+            hot_blocks: 16,
+            partial_ppm: 50_000,
+            fua_ppm: 50_000,
+            weights: [40, 30, 8, 10, 4, 2],
+        },
+        journal_file_bytes: 1 << 20,
+        journal_files_max: 4,
+        memory_bytes: 8 << 20,
+        flush_bytes: 128 << 10,
+        flush_interval_ms: 500,
+        checkpoint_records: 3,
+        cache_bytes: 1 << 20,
+        reclaim_grace_ms: 1_000,
+        cloud_latency_ms_max: 20,
+        compute_ms_max: 1,
+        clock_offset_ms: 0,
+        clock_rate_ppm: 0,
+        network_ms_max: 1,
+        burns: false,
+    }
+}
+
+fn scenario(name: &'static str, seed: u64, options: Options, troubles: &[(u64, Trouble)]) -> Scenario {
+    let event = |(at_ms, trouble): &(u64, Trouble)| Event { at_ms: *at_ms, trouble: trouble.clone(), for_ms: 1_500 };
+    let events = troubles.iter().map(event).collect();
+    Scenario { name, recipe: Recipe { seed, options: Some(options), events: Some(events), planted: None } }
+}
+
+/// All of them.
+#[must_use]
+pub fn all() -> Vec<Scenario> {
+    let power = |io| Trouble::PowerLossAtIo(io, Loss::Torn);
+    vec![
+        scenario("fair weather", 1, small_world(), &[]),
+        scenario(
+            "the process is killed again and again",
+            2,
+            small_world(),
+            &[
+                (500, Trouble::Kill),
+                (1_500, Trouble::KillAtIo(7)),
+                (3_000, Trouble::KillAtIo(30)),
+                (4_500, Trouble::Kill),
+            ],
+        ),
+        scenario(
+            "power fails again and again",
+            3,
+            small_world(),
+            &[(500, power(3)), (2_000, power(11)), (3_500, Trouble::PowerLoss(Loss::LoseAll)), (5_000, power(40))],
+        ),
+        scenario(
+            "a sync fails, the page cache forgets, and then power fails too",
+            4,
+            small_world(),
+            &[
+                (500, Trouble::FailedSync(2)),
+                (2_500, Trouble::PowerLoss(Loss::LoseAll)),
+                (3_500, Trouble::FailedSync(0)),
+            ],
+        ),
+        scenario(
+            "a sync fails while the node starts",
+            9,
+            small_world(),
+            &(3..=9)
+                .flat_map(|syncs| [(syncs * 600, Trouble::FailedSync(syncs)), (syncs * 600, Trouble::Kill)])
+                .collect::<Vec<_>>(),
+        ),
+        scenario(
+            "one cloud after the other is away",
+            5,
+            small_world(),
+            &[(500, Trouble::CloudAway(0)), (2_500, Trouble::CloudAway(1)), (4_500, Trouble::CloudAway(2))],
+        ),
+        scenario(
+            "the machine is lost, then also a cloud",
+            6,
+            Options { burns: true, ..small_world() },
+            &[
+                (1_500, Trouble::Flush),
+                (2_500, Trouble::LostMachine { without: None }),
+                (4_000, Trouble::LostMachine { without: Some(0) }),
+            ],
+        ),
+        scenario(
+            "every limit is reached at once",
+            7,
+            Options { memory_bytes: 2 << 20, flush_bytes: 8 << 20, flush_interval_ms: 5_000, ..small_world() },
+            &[(500, Trouble::CloudAway(0)), (600, Trouble::CloudAway(1)), (3_000, Trouble::Kill)],
+        ),
+        scenario(
+            "a cloud lies about everything",
+            8,
+            Options { cache_bytes: 0, burns: true, ..small_world() },
+            &[(500, Trouble::CloudLies(0)), (2_500, Trouble::CloudLies(0)), (4_000, Trouble::Kill)],
+        ),
+    ]
+}

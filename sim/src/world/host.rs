@@ -1,0 +1,260 @@
+//! One machine and the node process on it: started, asked, killed, cut from power, replaced.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    path::PathBuf,
+    rc::Rc,
+};
+
+use futures_util::future::{Either, select};
+use tokio::sync::{mpsc, oneshot};
+use velum_node::{
+    config::{CloudConfig, KeyConfig, Listen, NodeConfig, Size},
+    env::{Env, network::Address},
+    journal::{self, Journal, JournalIdentity, JournalSettings, StreamId},
+};
+use velum_protocol::{
+    admin::{Problem, Request, Response},
+    id::{ClusterId, Jseq, VolumeId},
+};
+
+use super::program::{self, Command, Task};
+use crate::{
+    checker::seq4::Journaled,
+    env::{self, Machine, Surroundings, disk::Loss},
+    guest::connection::within,
+    plan::Options,
+    planted::Planted,
+    rng::Rng,
+    runtime::{Life, Process},
+};
+
+/// Where every node listens, on its own machine.
+const NBD: &str = "127.0.0.1:10809";
+
+/// How the process on a host is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// No process.
+    Down,
+    /// Not serving yet.
+    Starting,
+    /// Serving.
+    Up,
+    /// It gave up, and why.
+    Failed(String),
+}
+
+/// A machine with a node.
+pub struct Host {
+    around: Surroundings,
+    machine: Machine,
+    config: NodeConfig,
+    secret: [u8; 32],
+    rng: Rng,
+    planted: Option<Planted>,
+    lives: Cell<u64>,
+    condition: Rc<RefCell<Condition>>,
+    process: RefCell<Option<Process>>,
+    commands: RefCell<Option<mpsc::Sender<Command>>>,
+}
+
+impl Host {
+    /// A host called `name` with an empty disk.
+    #[must_use]
+    pub fn new(
+        around: &Surroundings,
+        name: &str,
+        options: &Options,
+        secret: [u8; 32],
+        planted: Option<Planted>,
+    ) -> Self {
+        let machine = Machine {
+            clock_offset_ms: options.clock_offset_ms,
+            clock_rate_ppm: options.clock_rate_ppm,
+            compute_ms_max: options.compute_ms_max,
+            ..Machine::new(name)
+        };
+        Self {
+            around: around.clone(),
+            machine,
+            config: config(around, options),
+            secret,
+            rng: Rng::new(around.sim.seed(), name),
+            planted,
+            lives: Cell::new(0),
+            condition: Rc::new(RefCell::new(Condition::Down)),
+            process: RefCell::default(),
+            commands: RefCell::default(),
+        }
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Where guests find the node.
+    #[must_use]
+    pub fn door(&self) -> (Rc<str>, Address) {
+        (Rc::clone(&self.machine.name), Address::Tcp(NBD.to_owned()))
+    }
+
+    /// How the process is doing.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        self.condition.borrow().clone()
+    }
+
+    /// Starts a process: a node, or what makes one first.
+    pub fn start(&self, task: Task) {
+        self.lives.set(self.lives.get() + 1);
+        self.around.sim.event("start", &self.machine.name, &[self.lives.get()]);
+        self.around.sim.count("process starts", 1);
+        let life = Rc::<Life>::default();
+        let mut env = self.env(&life);
+        if let Some(planted) = self.planted {
+            env = planted.into_env(&self.around, env);
+        }
+        let (commands, received) = mpsc::channel(16);
+        self.condition.replace(Condition::Starting);
+        let main = program::run(env, self.config.clone(), self.secret, task, received, Rc::clone(&self.condition));
+        *self.commands.borrow_mut() = Some(commands);
+        *self.process.borrow_mut() = Some(Process::start(&self.around.sim, life, main));
+    }
+
+    fn env(&self, life: &Rc<Life>) -> Env {
+        env::of(&self.around, &self.machine, life, self.lives.get())
+    }
+
+    /// True when the process has ended by itself: at an I/O that the plan chose.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.process.borrow().as_ref().is_some_and(|process| !process.life().is_alive())
+    }
+
+    /// Completes when the process has ended by itself: at an I/O that the plan chose.
+    pub async fn ended(&self) {
+        let life = self.process.borrow().as_ref().map(|process| Rc::clone(process.life()));
+        match life {
+            Some(life) => life.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The process is killed; the page cache stays.
+    pub fn kill(&self) {
+        self.end("kill");
+        self.machine.medium.image.borrow_mut().drop_nameless();
+    }
+
+    /// The machine loses power.
+    pub fn lose_power(&self, loss: Loss) {
+        self.end("power loss");
+        self.machine.medium.image.borrow_mut().crash(loss, &self.rng);
+    }
+
+    fn end(&self, how: &'static str) {
+        self.around.sim.event(how, &self.machine.name, &[]);
+        self.machine.medium.faults.end_after.set(None);
+        *self.commands.borrow_mut() = None;
+        drop(self.process.borrow_mut().take());
+        self.condition.replace(Condition::Down);
+    }
+
+    /// What a start would find of each volume in the journal now, read from a copy of the disk. Only for a host whose
+    /// process is down. `None` when it cannot be opened.
+    pub async fn journaled(&self, cluster: ClusterId) -> Option<BTreeMap<VolumeId, Journaled>> {
+        let copy = Machine::new(&format!("copy of {}", self.machine.name));
+        copy.medium.image.replace(self.machine.medium.image.borrow().clone());
+        let life = Rc::<Life>::default();
+        let env = env::of(&self.around, &copy, &life, self.lives.get());
+        let found = self.open_journal(&env, cluster).await;
+        // What the journal had begun to do in the background is over.
+        life.end();
+        found
+    }
+
+    async fn open_journal(&self, env: &Env, cluster: ClusterId) -> Option<BTreeMap<VolumeId, Journaled>> {
+        let dir = self.config.dir.join("journal");
+        let settings = JournalSettings {
+            file_bytes: self.config.journal.file_bytes.bytes(),
+            files_at_start: usize::try_from(self.config.journal.files_initial).ok()?,
+            bytes_max: self.config.journal.bytes_max.bytes(),
+        };
+        let identity = JournalIdentity { cluster, node: self.config.node };
+        let (_, replay) =
+            Journal::open(env, &dir, settings, identity).await.ok().filter(|(_, replay)| !replay.created)?;
+        let mut journaled: BTreeMap<VolumeId, Journaled> = BTreeMap::new();
+        for (stream, records) in replay.records {
+            if let StreamId::Volume(volume) = stream {
+                let found = records.iter().map(|(at, _)| Jseq(at.number)).collect();
+                journaled.entry(volume).or_default().found = found;
+            }
+        }
+        // The start has noted in a ring record what it knows to be trimmed.
+        for name in env.disk.list(&dir).await.ok()? {
+            let Ok(file) = journal::inspect(env, &dir.join(name)).await else { continue };
+            for (stream, at) in
+                file.records.iter().filter_map(|record| record.ring.as_ref()).flat_map(|ring| &ring.trims)
+            {
+                if let StreamId::Volume(volume) = stream {
+                    let of = journaled.entry(*volume).or_default();
+                    of.trimmed = of.trimmed.max(Jseq(at.number));
+                }
+            }
+        }
+        Some(journaled)
+    }
+
+    /// Asks the node as an operator does. `None` when the process ended, or has not answered within `limit_ms`.
+    pub async fn admin(&self, request: Request, limit_ms: u64) -> Option<Result<Response, Problem>> {
+        let (answer, answered) = oneshot::channel();
+        let commands = self.commands.borrow().clone()?;
+        let ask = async move {
+            commands.send(Command::Admin(request, answer)).await.ok()?;
+            answered.await.ok()
+        };
+        match select(Box::pin(within(&self.around.sim, limit_ms, ask)), Box::pin(self.ended())).await {
+            Either::Left((answer, _)) => answer.flatten(),
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Stops the node as an operator does; kills it when it has not stopped within `limit_ms`.
+    pub async fn stop(&self, limit_ms: u64) -> bool {
+        let (done, stopped) = oneshot::channel();
+        let commands = self.commands.borrow().clone();
+        let ask = async move {
+            commands?.send(Command::Stop(done)).await.ok()?;
+            stopped.await.ok()
+        };
+        let clean = within(&self.around.sim, limit_ms, ask).await.flatten().is_some();
+        self.kill();
+        clean
+    }
+}
+
+fn config(around: &Surroundings, options: &Options) -> NodeConfig {
+    let cloud = |(url, cloud): (&String, &Rc<env::cloud::SimCloud>)| CloudConfig {
+        name: cloud.name().to_owned(),
+        url: url.clone(),
+        options: std::collections::BTreeMap::new(),
+    };
+    let clouds = around.clouds.iter().map(cloud).collect();
+    let mut config = NodeConfig::new(PathBuf::from("/velum"), clouds, KeyConfig::default());
+    config.memory = Size::from_bytes(options.memory_bytes);
+    config.plain_exports = true;
+    config.nbd.listen = vec![Listen::tcp(NBD)];
+    config.journal.file_bytes = Size::from_bytes(options.journal_file_bytes);
+    config.journal.files_initial = 2;
+    config.journal.bytes_max = Size::from_bytes(options.journal_file_bytes * options.journal_files_max);
+    config.flush.bytes = Size::from_bytes(options.flush_bytes);
+    config.flush.interval = std::time::Duration::from_millis(options.flush_interval_ms);
+    config.cache.disk_bytes = Size::from_bytes(options.cache_bytes);
+    config.checkpoint.records = options.checkpoint_records;
+    config.reclaim.grace = std::time::Duration::from_millis(options.reclaim_grace_ms);
+    config
+}

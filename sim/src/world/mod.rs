@@ -1,0 +1,185 @@
+//! A world: clouds, one machine with a node, guests, a plan, and the checkers that judge what comes of it.
+
+mod director;
+pub mod host;
+pub mod program;
+mod settle;
+pub mod watch;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use velum_protocol::admin::{CreateVolume, Request};
+
+use crate::{
+    checker,
+    env::{Surroundings, cloud::SimCloud, network::Wires},
+    guest::workload::Guest,
+    history::{StepCount, VolumeHistory},
+    plan::{self, Event, Options},
+    planted::Planted,
+    rng::Rng,
+    runtime::{Run, Sim, simulate},
+    trace::Printer,
+};
+use host::{Condition, Host};
+use program::Task;
+use watch::Watch;
+
+/// What a world is made from.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// Decides everything that the rest leaves open.
+    pub seed: u64,
+    /// The kind of world, when it is not drawn from the seed.
+    pub options: Option<Options>,
+    /// What goes wrong, when it is not drawn from the seed.
+    pub events: Option<Vec<Event>>,
+    /// A bug planted on purpose.
+    pub planted: Option<Planted>,
+}
+
+impl Recipe {
+    /// The world of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        Self { seed, options: None, events: None, planted: None }
+    }
+
+    /// Makes the world and lets it run to its end.
+    pub fn run(self, printer: impl FnOnce() -> Option<Printer> + Send + 'static) -> Run<()> {
+        simulate(self.seed, printer, |sim| Box::pin(async move { World::new(&sim, self).run().await }))
+    }
+}
+
+/// How long a node may take to serve after a start, everything being well, in simulated milliseconds.
+const START_LIMIT_MS: u64 = 60_000;
+
+/// A world under way.
+struct World {
+    sim: Rc<Sim>,
+    rng: Rng,
+    options: Options,
+    events: Vec<Event>,
+    around: Surroundings,
+    secret: [u8; 32],
+    planted: Option<Planted>,
+    watch: Rc<Watch>,
+    host: RefCell<Rc<Host>>,
+    machines: Cell<u64>,
+    guests: Vec<Rc<Guest>>,
+    steps: Rc<StepCount>,
+}
+
+impl World {
+    fn new(sim: &Rc<Sim>, recipe: Recipe) -> Self {
+        let seed = recipe.seed;
+        let options = recipe.options.unwrap_or_else(|| Options::draw(&Rng::new(seed, "options")));
+        let events = recipe.events.unwrap_or_else(|| plan::draw(&options, &Rng::new(seed, "plan")));
+        let rng = Rng::new(seed, "world");
+        let mut secret = [0; 32];
+        rng.fill(&mut secret);
+        let wires = Wires::new(Rc::clone(sim), Rng::new(seed, "network"));
+        wires.faults.delay_ms_max.set(options.network_ms_max);
+        let clouds: BTreeMap<_, _> = ["a", "b", "c"][..options.clouds]
+            .iter()
+            .map(|name| (format!("memory:///{name}"), SimCloud::new(Rc::clone(sim), name)))
+            .collect();
+        for cloud in clouds.values() {
+            cloud.faults.latency_ms_max.set(options.cloud_latency_ms_max);
+        }
+        let names: Vec<_> = (0..options.volume_blocks.len()).map(volume_name).collect();
+        let quorum = options.clouds / 2 + 1;
+        let watch = Watch::new(sim, clouds.values().cloned().collect(), quorum, secret, &names);
+        let around = Surroundings { sim: Rc::clone(sim), wires, clouds: Rc::new(clouds) };
+        let host = Rc::new(Host::new(&around, "node-1", &options, secret, recipe.planted));
+        watch.disk(&host.machine().medium);
+        let steps = Rc::<StepCount>::default();
+        let guest = |(at, blocks): (usize, &u64)| {
+            let first_op = (at as u64) << 32;
+            let history = VolumeHistory::new(&names[at], blocks * 8, first_op, Rc::clone(&steps));
+            let rng = Rng::new(seed, &format!("guest {at}"));
+            Guest::new(Rc::clone(sim), Rc::clone(&around.wires), host.door(), history, options.load.clone(), rng)
+        };
+        let guests = options.volume_blocks.iter().enumerate().map(guest).collect();
+        Self {
+            sim: Rc::clone(sim),
+            rng,
+            options,
+            events,
+            around,
+            secret,
+            planted: recipe.planted,
+            watch,
+            host: RefCell::new(host),
+            machines: Cell::new(1),
+            guests,
+            steps,
+        }
+    }
+
+    fn host(&self) -> Rc<Host> {
+        Rc::clone(&self.host.borrow())
+    }
+
+    async fn run(self) {
+        if !self.prepare().await {
+            return;
+        }
+        self.direct().await;
+        self.settle().await;
+        if self.options.burns && !self.sim.has_failed() {
+            self.burn().await;
+        }
+        for guest in &self.guests {
+            for broken in checker::judge_guests(&guest.history.borrow()) {
+                self.sim.fail(broken);
+            }
+        }
+    }
+
+    /// Makes the cluster and its volumes, in good weather.
+    async fn prepare(&self) -> bool {
+        self.host().start(Task::Up);
+        if !self.await_up(START_LIMIT_MS).await {
+            self.sim.fail(format!("the first start came to nothing: {:?}", self.host().condition()));
+            return false;
+        }
+        for guest in &self.guests {
+            let create =
+                CreateVolume { name: guest.export.clone(), size_bytes: guest.history.borrow().sectors() * 512 };
+            match self.host().admin(Request::CreateVolume(create), START_LIMIT_MS).await {
+                Some(Ok(_)) => {
+                    self.note_lineage(guest).await;
+                    guest.start();
+                }
+                other => {
+                    self.sim.fail(format!("volume {} was not made: {other:?}", guest.export));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Waits until the node serves; `false` when it does not within `limit_ms`.
+    async fn await_up(&self, limit_ms: u64) -> bool {
+        let until = self.sim.now_ms() + limit_ms;
+        while self.sim.now_ms() < until {
+            match self.host().condition() {
+                Condition::Up => return true,
+                Condition::Starting => self.sim.sleep_ms(10).await,
+                Condition::Down | Condition::Failed(_) => return false,
+            }
+        }
+        false
+    }
+}
+
+/// Names long enough to look for: sixteen bytes and at least eight distinct ones.
+fn volume_name(at: usize) -> String {
+    format!("quartz-vault-{at}-zebra")
+}

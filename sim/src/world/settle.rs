@@ -1,0 +1,122 @@
+//! The end of a world: all troubles end, and then everything must come to rest, agree, and survive one last test.
+
+use velum_protocol::admin::{Request, Response};
+
+use super::World;
+use crate::{
+    checker::{
+        liv1::{self, REST_MS_MAX},
+        seq8,
+    },
+    guest::pattern::Cell,
+};
+
+impl World {
+    /// Ends all troubles, waits for rest, and judges what is there.
+    pub(super) async fn settle(&self) {
+        self.heal();
+        self.look().await;
+        for guest in &self.guests {
+            guest.gate.close();
+        }
+        if !self.came_to_rest().await {
+            return;
+        }
+        if let Err(why) = self.flush(REST_MS_MAX).await {
+            return self.sim.fail(format!("LIV1 a flush at rest came to nothing: {why}"));
+        }
+        let mut images = Vec::new();
+        for guest in &self.guests {
+            match guest.sweep(REST_MS_MAX, true).await {
+                Ok(image) => images.push(image),
+                Err(error) => return self.sim.fail(format!("LIV1 at rest: {error}")),
+            }
+        }
+        if self.caught_up().await {
+            self.compare(&images);
+        }
+    }
+
+    fn heal(&self) {
+        let host = self.host();
+        let faults = &host.machine().medium.faults;
+        faults.sync_error_after.set(None);
+        faults.write_error_after.set(None);
+        faults.capacity_bytes.set(u64::MAX);
+        faults.read_error_ppm.set(0);
+        faults.sync_ms_max.set(3);
+        faults.end_after.set(None);
+        self.around.wires.faults.stalled_until_ms.set(0);
+        for cloud in self.around.clouds.values() {
+            cloud.faults.heal();
+            cloud.bucket.borrow_mut().repent();
+        }
+    }
+
+    /// LIV1: every request under way is answered.
+    async fn came_to_rest(&self) -> bool {
+        let began_ms = self.sim.now_ms();
+        loop {
+            let open: u64 = self.guests.iter().map(|guest| guest.in_flight()).sum();
+            if open == 0 {
+                return true;
+            }
+            if let Err(why) = liv1::check_answered(open, self.sim.now_ms() - began_ms) {
+                self.sim.fail(format!("LIV1 {why}"));
+                return false;
+            }
+            let status = self.host().admin(Request::NodeStatus, 10_000).await;
+            if matches!(status, Some(Ok(Response::Node(status))) if status.journal.poisoned) {
+                self.restart_after(100).await;
+            }
+            self.sim.sleep_ms(100).await;
+        }
+    }
+
+    /// SEQ8: every cloud's lag returns to zero.
+    async fn caught_up(&self) -> bool {
+        let until_ms = self.sim.now_ms() + REST_MS_MAX;
+        for guest in &self.guests {
+            loop {
+                let request = Request::ShowVolume { name: guest.export.clone() };
+                let Some(Ok(Response::Volume(status))) = self.host().admin(request, 10_000).await else {
+                    self.sim.fail(format!("LIV1 the node does not show volume {}", guest.export));
+                    return false;
+                };
+                let lags = status.clouds.iter().map(|cloud| (cloud.cloud.as_str(), cloud.lag_records));
+                let Err(why) = seq8::check_lag(lags) else { break };
+                if self.sim.now_ms() > until_ms {
+                    self.sim.fail(format!("SEQ8 volume {}: {why}", guest.export));
+                    return false;
+                }
+                self.sim.sleep_ms(200).await;
+            }
+        }
+        true
+    }
+
+    /// SEQ8: at rest each cloud alone holds what guests see.
+    fn compare(&self, images: &[Vec<Cell>]) {
+        for (guest, image) in self.guests.iter().zip(images) {
+            self.watch.check_flushed(guest);
+            for cloud in self.around.clouds.values() {
+                let held = self.watch.sample(guest, &|name| name == cloud.name());
+                if let Err(why) = seq8::check_image(cloud.name(), held.as_deref(), image) {
+                    self.sim.fail(format!("SEQ8 volume {}: {why}", guest.export));
+                }
+            }
+        }
+    }
+
+    /// The last test of some worlds: the machine is lost, and the clouds alone bring back what was there at rest.
+    pub(super) async fn burn(&self) {
+        let without = self.rng.chance(500_000).then_some(self.options.bad_cloud);
+        self.lose_machine(without).await;
+        for guest in &self.guests {
+            guest.gate.close();
+        }
+        if !self.sim.has_failed() {
+            self.settle().await;
+        }
+    }
+}
