@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Velum beside qemu-nbd on a raw file: the same fio work, turn by turn in one run, as a table of medians and ratios.
+
+usage: side_by_side.py [--pairs 7] [--seconds 5] [--work NAME,...]      VELUM names another binary
+
+Both servers listen on a unix socket of the same machine and keep their data in the same scratch folder. Each round runs one
+work on one server and then on the other, the order turning with every round, so that what else the machine does
+meets both. A ratio is that of one round's two figures; the table shows the median of the ratios and their range.
+Velum runs as `velum up` sets it up, with three local directories for clouds: its figures include sealing everything
+for the journal and again for the clouds, and storing it there three times. Needs fio with the nbd engine, and qemu-nbd.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "drills"))
+from drill import MIB, Drill, Failed, Node, check, run, say  # noqa: E402
+
+SIZE = 1024 * MIB
+REGION = 256 * MIB
+
+# What is measured: fio's options, which of its figures, its unit, and whether more is better.
+WORKS = {
+    "write 4 KiB random QD32": ("--rw=randwrite --bs=4k --iodepth=32", "iops", True),
+    "write 4 KiB random QD1": ("--rw=randwrite --bs=4k --iodepth=1", "iops", True),
+    "write 4 KiB + barrier QD1": ("--rw=randwrite --bs=4k --iodepth=1 --fsync=1", "barrier", False),
+    "read 4 KiB random QD32": ("--rw=randread --bs=4k --iodepth=32", "iops", True),
+    "read 4 KiB random QD1": ("--rw=randread --bs=4k --iodepth=1", "iops", True),
+    "write 1 MiB sequential QD4": ("--rw=write --bs=1m --iodepth=4", "mbps", True),
+    "read 1 MiB sequential QD4": ("--rw=read --bs=1m --iodepth=4", "mbps", True),
+}
+UNITS = {"iops": "/s", "mbps": " MB/s", "barrier": " us"}
+
+
+def fio(uri, options, seconds):
+    """One run; fio's report of it."""
+    length = ["--time_based", f"--runtime={seconds}"] if seconds else []
+    report = run(
+        "fio", "--name=work", "--ioengine=nbd", f"--uri={uri}", f"--size={REGION}", "--thread", "--randrepeat=0",
+        "--output-format=json", *options.split(), *length, timeout=600)
+    return json.loads(report[report.index("{"):])["jobs"][0]
+
+
+def figure(job, what):
+    """The figure of a report that the table shows."""
+    side = job["read"] if job["read"]["total_ios"] else job["write"]
+    if what == "iops":
+        return side["iops"]
+    if what == "mbps":
+        return side["bw_bytes"] / 1e6
+    median = lambda latency: latency["percentile"]["50.000000"] / 1000  # noqa: E731
+    return median(side["clat_ns"]) + median(job["sync"]["lat_ns"])
+
+
+def measure(servers, work, arguments):
+    """All rounds of one work: the figures per server."""
+    options, what, _ = WORKS[work]
+    figures = {name: [] for name in servers}
+    for turn in range(arguments.pairs):
+        order = list(servers) if turn % 2 == 0 else list(reversed(servers))
+        for name in order:
+            servers[name].rest()
+            figures[name].append(figure(fio(servers[name].uri, options, arguments.seconds), what))
+    return figures
+
+
+class Velum:
+    """`velum up` with a volume."""
+
+    def __init__(self, drill):
+        self.node = Node(drill, drill.folder / "velum", "--size", f"{SIZE}B").start()
+        self.uri = self.node.uri()
+
+    def rest(self):
+        """Nothing of the work before is left to be done."""
+        self.node.flush()
+        self.node.wait_until_complete()
+
+
+class QemuNbd:
+    """qemu-nbd on a raw file, with the page cache as its write-back cache."""
+
+    def __init__(self, drill):
+        raw, socket = drill.folder / "raw", drill.folder / "qemu.sock"
+        run("fallocate", "--length", SIZE, raw)
+        drill.spawn(
+            "qemu-nbd", "--persistent", "--shared=16", "--format=raw", "--cache=writeback", "--discard=unmap",
+            f"--socket={socket}", "--export-name=demo", raw, log=drill.folder / "qemu.log")
+        self.uri = f"nbd+unix:///demo?socket={socket}"
+        wait_for(socket)
+
+    def rest(self):
+        """What it left in the page cache is on the disk."""
+        run("sync")
+
+
+def wait_for(path):
+    """Waits until a socket is there."""
+    for _ in range(100):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise Failed(f"{path} does not come")
+
+
+def show(work, figures):
+    """One line of the table."""
+    _, what, more = WORKS[work]
+    ours, theirs = figures["velum"], figures["qemu-nbd"]
+    ratios = [mine / other for mine, other in zip(ours, theirs)]
+    unit = UNITS[what]
+    say(f"| {work}{'' if more else ', latency'} | {statistics.median(ours):,.0f}{unit} | "
+        f"{statistics.median(theirs):,.0f}{unit} | {statistics.median(ratios):.2f} | "
+        f"{min(ratios):.2f} to {max(ratios):.2f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7, help="rounds of each work (default 7)")
+    parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
+    parser.add_argument("--work", default="", help="only works whose name has one of these words, separated by commas")
+    arguments = parser.parse_args()
+    words = [word for word in arguments.work.split(",") if word]
+    works = [work for work in WORKS if not words or any(word in work for word in words)]
+    check(works, f"no work has {words} in its name; there are: {', '.join(WORKS)}")
+    with Drill("velum beside qemu-nbd on a raw file", 3600) as drill:
+        servers = {"velum": Velum(drill), "qemu-nbd": QemuNbd(drill)}
+        for server in servers.values():
+            fio(server.uri, "--rw=write --bs=1m --iodepth=4", None)
+        say("| work | velum | qemu-nbd | ratio | range |\n|---|---|---|---|---|")
+        for work in works:
+            show(work, measure(servers, work, arguments))
+
+
+if __name__ == "__main__":
+    main()

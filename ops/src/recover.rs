@@ -1,0 +1,160 @@
+//! `velum recover`: all volumes back from the clouds and the root key alone.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use velum_node::{
+    array::recover::{self, CloudAt, Plan, Recovered, Report, Verify},
+    config::{CloudConfig, KeyConfig, NodeConfig},
+    env::Env,
+    node,
+};
+use velum_protocol::format::metadata::CloudName;
+
+use crate::{
+    clouds::{self, CloudArgs},
+    error::Failure,
+    files,
+    output::{self, Format, Table, bytes},
+    secret, serve,
+    settings::{self, CONFIG_NAME, NODE_DIR_NAME},
+};
+
+/// Fewer clouds than this need a word of the operator in the settings.
+const CLOUDS_FOR_SAFETY: usize = 3;
+
+/// How `recover` is asked.
+#[derive(Args, Debug)]
+pub(crate) struct Recover {
+    #[command(flatten)]
+    clouds: CloudArgs,
+    /// The root key
+    #[arg(long, value_name = "FILE", required_unless_present = "passphrase", conflicts_with = "passphrase")]
+    keyfile: Option<PathBuf>,
+    /// Where the passphrase comes from: tty, stdin, fd:N or env:NAME
+    #[arg(long, value_name = "SOURCE")]
+    passphrase: Option<String>,
+    /// A new directory; `velum up --dir` serves it afterwards
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Go on without this cloud of the catalogue; then no other one may be faulty. Once for each
+    #[arg(long, value_name = "NAME")]
+    accept_missing: Vec<String>,
+    /// Look at every object before the volumes are served
+    #[arg(long, value_enum, default_value_t = Depth::Present)]
+    verify: Depth,
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Depth {
+    /// Whether every object is there in at least one cloud
+    Present,
+    /// Read and open every object in every cloud
+    Full,
+}
+
+/// Does it.
+pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
+    let dir = files::absolute(&recover.dir)?;
+    if !files::names(&dir)?.is_empty() {
+        let what = format!("{} is not empty", dir.display());
+        return Err(Failure::usage(
+            what,
+            "name a new or empty directory: what a node left behind is never written over",
+        ));
+    }
+    let config = config(recover)?;
+    let mut resolved = config.clone();
+    resolved.resolve(&dir);
+    let plan = Plan {
+        clouds: resolved.clouds.iter().map(cloud_at).collect(),
+        secret: secret::fetch(&resolved.key)?,
+        accept_missing: recover.accept_missing.iter().cloned().map(CloudName).collect(),
+        verify: match recover.verify {
+            Depth::Present => Verify::Present,
+            Depth::Full => Verify::Full,
+        },
+    };
+    let report = serve::on_node_thread(async {
+        let env = serve::environment()?;
+        let spinner = output::spinner("recovering");
+        let found = recover::recover(&env, &plan, &|step| spinner.set_message(step.to_owned())).await;
+        spinner.finish_and_clear();
+        let found = found.map_err(|error| Failure::told(&error))?;
+        adopt(&env, &dir, &config, &resolved, &found).await?;
+        Ok::<_, Failure>(found.report)
+    })??;
+    output::print(format, &report);
+    output::say(&format!("serve it with `velum up --dir {}`", recover.dir.display()));
+    let lost: usize = report.volumes.iter().map(|volume| volume.lost.len()).sum();
+    if lost > 0 {
+        let what = format!("{lost} objects are in no cloud any more; reads of what they held will fail");
+        return Err(Failure::new(what, "bring back a cloud that holds them, and recover into another directory"));
+    }
+    Ok(())
+}
+
+/// Writes the recovered node and its settings.
+async fn adopt(
+    env: &Env,
+    dir: &Path,
+    config: &NodeConfig,
+    resolved: &NodeConfig,
+    found: &Recovered,
+) -> Result<(), Failure> {
+    files::create_folder(dir)?;
+    let adopted = node::adopt(env, resolved, &found.identity, &found.keyring, &found.state).await;
+    adopted.map_err(|error| Failure::told(&error))?;
+    files::replace(&dir.join(CONFIG_NAME), settings::written("velum recover", config).as_bytes())
+}
+
+/// Settings of the recovered node.
+fn config(recover: &Recover) -> Result<NodeConfig, Failure> {
+    let clouds = clouds::named(&recover.clouds.clouds)?;
+    let keyfile = recover.keyfile.as_deref().map(files::absolute).transpose()?;
+    let key = KeyConfig { keyfile, passphrase: recover.passphrase.clone(), ..KeyConfig::default() };
+    let mut config = NodeConfig::new(NODE_DIR_NAME.into(), clouds, key);
+    config.plain_exports = true;
+    if config.clouds.len() < CLOUDS_FOR_SAFETY {
+        config.few_clouds = true;
+        output::say("the recovered node has fewer than three clouds, few_clouds = true stands in its settings");
+    }
+    settings::warn(&config.check("the command line")?);
+    Ok(config)
+}
+
+fn cloud_at(cloud: &CloudConfig) -> CloudAt {
+    CloudAt { name: CloudName(cloud.name.clone()), url: cloud.url.clone(), options: cloud.options.clone() }
+}
+
+impl Table for Report {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let row = |cells: &[&str]| cells.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut rows = vec![
+            vec!["cluster".to_owned(), self.cluster.to_string()],
+            vec!["incarnation".to_owned(), self.incarnation.to_string()],
+            vec!["rests on".to_owned(), self.assumption.clone()],
+        ];
+        for volume in &self.volumes {
+            let at = format!("{}, seq {}, from checkpoint {}", bytes(volume.size_bytes), volume.seq, volume.checkpoint);
+            rows.push(vec![format!("volume {}", volume.name), at]);
+            rows.extend(volume.lost.iter().map(|object| row(&["  lost", object])));
+        }
+        for cloud in &self.clouds {
+            let sum = |counts: &std::collections::BTreeMap<&'static str, u64>| counts.values().sum::<u64>();
+            let found = match (&cloud.refused, cloud.answered) {
+                (Some(why), _) => format!("not used: {why}"),
+                (None, false) => "did not answer".to_owned(),
+                (None, true) => {
+                    let (authentic, corrupt, missing) =
+                        (sum(&cloud.authentic), sum(&cloud.corrupt), sum(&cloud.missing));
+                    format!("{authentic} objects authentic, {corrupt} corrupt, {missing} missing")
+                }
+            };
+            rows.push(vec![format!("cloud {}", cloud.name), found]);
+            rows.extend(cloud.details.iter().map(|detail| row(&["  fault", detail])));
+        }
+        rows
+    }
+}

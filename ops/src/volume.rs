@@ -1,0 +1,284 @@
+//! `velum volume`: the block devices a node serves.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+use velum_node::config::Size;
+use velum_protocol::admin::{
+    Access, AclLine, ByteRange, CreateVolume, Deleted, ResizeVolume, VolumeStatus, VolumeSummary, is_name,
+};
+
+use crate::{
+    client::{self, Client, Target},
+    error::Failure,
+    output::{self, Format, Table, bytes, optional, seconds},
+};
+
+/// How often the progress of a flush is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What can be done with volumes.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Volume {
+    /// Make a volume; it may be used at once by whoever made it
+    Create {
+        /// 1 to 63 of a-z, 0-9, dot, dash and underscore; also its NBD export name
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Whole blocks of 4 KiB, at most 64TiB
+        #[arg(long)]
+        size: Size,
+    },
+    /// List the volumes
+    List,
+    /// Show one volume: size, exposure, how far each cloud is
+    Show {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+    },
+    /// Give a volume another size
+    Resize {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Whole blocks of 4 KiB, at most 64TiB
+        #[arg(long)]
+        size: Size,
+        /// Allow a smaller size; what lies beyond it is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Wait until every write acked so far is in enough clouds
+    Flush {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+    },
+    /// End a volume: its data can no longer be read, its objects are reclaimed
+    Delete {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Say the name again: there is no way back
+        #[arg(long, value_name = "NAME")]
+        confirm: String,
+    },
+    /// Let a principal read, or read and write
+    Allow {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// anonymous, uid:NUMBER or * for everyone
+        principal: String,
+        /// What it may do
+        access: Grant,
+        /// Bytes START..END on bounds of 64MiB; the whole volume when not given
+        #[arg(long, value_parser = byte_range)]
+        range: Option<ByteRange>,
+    },
+    /// Let a principal neither read nor write
+    Deny {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// anonymous, uid:NUMBER or * for everyone
+        principal: String,
+        /// Bytes START..END on bounds of 64MiB; the whole volume when not given
+        #[arg(long, value_parser = byte_range)]
+        range: Option<ByteRange>,
+    },
+    /// Show who may do what; of the lines that match a request the last one decides
+    Acl {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+    },
+}
+
+/// What `allow` can give.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Grant {
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
+}
+
+/// Does it.
+pub(crate) fn run(volume: &Volume, target: &Target, format: Format) -> Result<(), Failure> {
+    let client = Client::new(target)?;
+    client::run(async {
+        match volume {
+            Volume::Create { name, size } => {
+                let create = CreateVolume { name: name.clone(), size_bytes: size.bytes() };
+                output::print(format, &Shown(client.post(&["volumes"], Some(&create)).await?));
+            }
+            Volume::List => output::print(format, &Listed(client.get(&["volumes"]).await?)),
+            Volume::Show { name } => output::print(format, &Shown(client.get(&["volumes", name]).await?)),
+            Volume::Resize { name, size, force } => {
+                let resize = ResizeVolume { size_bytes: size.bytes(), force: *force };
+                output::print(format, &Shown(client.post(&["volumes", name, "resize"], Some(&resize)).await?));
+            }
+            Volume::Flush { name } => output::print(format, &Shown(flush(&client, name).await?)),
+            Volume::Delete { name, confirm } => {
+                if name != confirm {
+                    return Err(Failure::usage(
+                        format!("--confirm says `{confirm}`, the volume is `{name}`"),
+                        "repeat the name of the volume that is to go",
+                    ));
+                }
+                output::print(format, &Gone(client.delete(&["volumes", name]).await?));
+            }
+            Volume::Allow { name, principal, access, range } => {
+                let access = match access {
+                    Grant::Read => Access::Read,
+                    Grant::Write => Access::Write,
+                };
+                set_acl(&client, format, name, AclLine { principal: principal.clone(), access, range: *range }).await?;
+            }
+            Volume::Deny { name, principal, range } => {
+                let line = AclLine { principal: principal.clone(), access: Access::None, range: *range };
+                set_acl(&client, format, name, line).await?;
+            }
+            Volume::Acl { name } => output::print(format, &Acl(client.get(&["volumes", name, "acl"]).await?)),
+        }
+        Ok(())
+    })
+}
+
+async fn set_acl(client: &Client, format: Format, name: &str, line: AclLine) -> Result<(), Failure> {
+    output::print(format, &Acl(client.post(&["volumes", name, "acl"], Some(&line)).await?));
+    Ok(())
+}
+
+/// Flushes, and shows on a terminal how much is left.
+async fn flush(client: &Client, name: &str) -> Result<VolumeStatus, Failure> {
+    let path = ["volumes", name];
+    let before: VolumeStatus = client.get(&path).await?;
+    let bar = output::bytes_bar(before.exposure.dirty_bytes, "flushing");
+    let flush_path = ["volumes", name, "flush"];
+    let flushing = client.post::<(), VolumeStatus>(&flush_path, None);
+    let mut flushing = std::pin::pin!(flushing);
+    loop {
+        #[expect(clippy::disallowed_methods, reason = "a command is no part of a node and has no environment")]
+        let looked = tokio::time::timeout(LOOK_EVERY, &mut flushing).await;
+        if let Ok(done) = looked {
+            bar.finish_and_clear();
+            return done;
+        }
+        if !bar.is_hidden() {
+            let now: VolumeStatus = client.get(&path).await?;
+            bar.set_position(before.exposure.dirty_bytes.saturating_sub(now.exposure.dirty_bytes));
+        }
+    }
+}
+
+/// A volume's name, refused before anything is sent.
+pub(crate) fn volume_name(text: &str) -> Result<String, String> {
+    if is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("use 1 to 63 of a-z, 0-9, dot, dash and underscore".to_owned())
+    }
+}
+
+fn byte_range(text: &str) -> Result<ByteRange, String> {
+    let (start, end) = text.split_once("..").ok_or("write START..END, as in 0..64MiB")?;
+    let size = |text: &str| text.parse::<Size>().map(Size::bytes).map_err(|error| error.to_string());
+    Ok(ByteRange { start: size(start)?, end: size(end)? })
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Listed(Vec<VolumeSummary>);
+
+impl Table for Listed {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = ["NAME", "SIZE", "DIRTY", "OLDEST", "SEQ", "DURABLE SEQ"].map(str::to_owned).to_vec();
+        let row = |volume: &VolumeSummary| {
+            let exposure = &volume.exposure;
+            vec![
+                volume.name.clone(),
+                bytes(volume.size_bytes),
+                bytes(exposure.dirty_bytes),
+                optional(exposure.oldest_dirty_seconds, seconds),
+                exposure.head_seq.to_string(),
+                exposure.durable_seq.to_string(),
+            ]
+        };
+        std::iter::once(head).chain(self.0.iter().map(row)).collect()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Shown(VolumeStatus);
+
+impl Table for Shown {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let Self(volume) = self;
+        let exposure = &volume.exposure;
+        let mut rows = vec![
+            vec!["name".to_owned(), volume.name.clone()],
+            vec!["id".to_owned(), volume.id.clone()],
+            vec!["size".to_owned(), bytes(volume.size_bytes)],
+            vec!["sessions".to_owned(), volume.sessions.to_string()],
+            vec!["not yet cloud-durable".to_owned(), bytes(exposure.dirty_bytes)],
+            vec!["oldest of it".to_owned(), optional(exposure.oldest_dirty_seconds, seconds)],
+            vec!["sequence".to_owned(), format!("{} ({} cloud-durable)", exposure.head_seq, exposure.durable_seq)],
+            vec!["checkpoint".to_owned(), optional(volume.checkpoint_seq, |seq| seq.to_string())],
+            vec!["epoch, lineage".to_owned(), format!("{}, {}", volume.epoch, volume.lineage)],
+        ];
+        for cloud in &volume.clouds {
+            let lag = match (cloud.lag_records, cloud.lag_bytes) {
+                (0, 0) => "complete".to_owned(),
+                (records, lag) => format!("{records} records and {} behind", bytes(lag)),
+            };
+            rows.push(vec![format!("cloud {}", cloud.cloud), format!("at {}, {lag}", cloud.cursor_seq)]);
+        }
+        rows
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Acl(Vec<AclLine>);
+
+impl Table for Acl {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = ["PRINCIPAL", "ACCESS", "RANGE"].map(str::to_owned).to_vec();
+        let row = |line: &AclLine| {
+            let range =
+                |range: ByteRange| format!("{}..{}", Size::from_bytes(range.start), Size::from_bytes(range.end));
+            let range = line.range.map_or_else(|| "whole volume".to_owned(), range);
+            vec![line.principal.clone(), line.access.to_string(), range]
+        };
+        std::iter::once(head).chain(self.0.iter().map(row)).collect()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Gone(Deleted);
+
+impl Table for Gone {
+    fn rows(&self) -> Vec<Vec<String>> {
+        vec![vec!["deleted".to_owned(), self.0.name.clone()]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_with_units() {
+        assert_eq!(byte_range("0..64MiB"), Ok(ByteRange { start: 0, end: 64 << 20 }));
+        assert_eq!(byte_range("64MiB..1GiB"), Ok(ByteRange { start: 64 << 20, end: 1 << 30 }));
+        for text in ["", "0", "0-64MiB", "a..b", ".."] {
+            assert!(byte_range(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Metrics: those that dashboards, alerts and documents speak of exist, and those that exist are documented.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    report,
+    source::{files, read},
+};
+
+/// Endings that a histogram adds to its name.
+const HISTOGRAM_ENDINGS: [&str; 3] = ["_bucket", "_sum", "_count"];
+
+/// All words of `text` that look like a metric's name.
+fn mentioned(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+    words
+        .filter(|word| word.starts_with("velum_") && !word.contains(':') && !word.ends_with('_'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Names of the metrics that the node registers.
+fn registered() -> BTreeSet<String> {
+    let text = read("node/src/metrics.rs");
+    let quoted = text.split('"').skip(1).step_by(2);
+    let names: BTreeSet<String> = quoted
+        .filter(|text| text.starts_with("velum_") && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+        .map(str::to_owned)
+        .collect();
+    assert!(names.len() > 40, "metrics.rs registers metrics");
+    names
+}
+
+fn base(name: &str, registered: &BTreeSet<String>) -> Option<String> {
+    if registered.contains(name) {
+        return Some(name.to_owned());
+    }
+    let stripped = HISTOGRAM_ENDINGS.iter().find_map(|ending| name.strip_suffix(ending));
+    stripped.filter(|stem| registered.contains(*stem)).map(str::to_owned)
+}
+
+#[test]
+fn every_metric_spoken_of_exists() {
+    let registered = registered();
+    // Crates and scripts are named like metrics.
+    let others = ["velum_node", "velum_protocol", "velum_sim", "velum_ops", "velum_data"];
+    let speakers = files().into_iter().filter(|path| {
+        path.starts_with("grafana/")
+            || path.starts_with("ops/prometheus/")
+            || path == "docs/metrics.md"
+            || path == "README.md"
+    });
+    let mut findings = Vec::new();
+    for path in speakers {
+        for name in mentioned(&read(&path)) {
+            if !others.contains(&name.as_str()) && base(&name, &registered).is_none() {
+                findings.push(format!("{path}: `{name}` is not registered in node/src/metrics.rs"));
+            }
+        }
+    }
+    report("metrics spoken of", &findings);
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let documented = mentioned(&read("docs/metrics.md"));
+    let missing = registered().into_iter().filter(|name| !documented.contains(name));
+    report("metrics", &missing.map(|name| format!("`{name}` is not in docs/metrics.md")).collect::<Vec<_>>());
+}
+
+#[test]
+fn metric_names_have_their_unit_last() {
+    let units = ["bytes", "seconds", "total", "records", "objects", "requests", "sessions", "seq", "index", "blocks"];
+    let states =
+        ["velum_node_build", "velum_journal_poisoned", "velum_raft_term", "velum_raft_leader", "velum_cloud_up"];
+    let wrong = registered().into_iter().filter(|name| {
+        let last = name.rsplit('_').next().unwrap_or_default();
+        !units.contains(&last) && !states.contains(&name.as_str())
+    });
+    report("names of metrics", &wrong.collect::<Vec<_>>());
+}
