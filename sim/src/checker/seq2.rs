@@ -53,11 +53,11 @@ mod tests {
             chain: Hash::ZERO,
         };
         let mut clouds = vec![Holding::default(); 3];
-        clouds[0].objects.insert(id(ObjectKind::Segment, 7), Hash([7; 32]));
+        clouds[0].put(id(ObjectKind::Segment, 7), Hash([7; 32]), Vec::new());
         assert!(check(clouds.iter(), 2, &id(ObjectKind::Record, 1), &record).is_err());
-        clouds[2].objects.insert(id(ObjectKind::Segment, 7), Hash([8; 32]));
+        clouds[2].put(id(ObjectKind::Segment, 7), Hash([8; 32]), Vec::new());
         assert!(check(clouds.iter(), 2, &id(ObjectKind::Record, 1), &record).is_err(), "other bytes do not count");
-        clouds[1].objects.insert(id(ObjectKind::Segment, 7), Hash([7; 32]));
+        clouds[1].put(id(ObjectKind::Segment, 7), Hash([7; 32]), Vec::new());
         assert_eq!(check(clouds.iter(), 2, &id(ObjectKind::Record, 1), &record), Ok(()));
     }
 }

@@ -8,7 +8,7 @@ use velum_node::keyring::{ObjectId, ObjectKind};
 use velum_protocol::id::Seq;
 
 use super::Verdict;
-use crate::ledger::{Ledger, Meaning};
+use crate::ledger::{Holding, Ledger, Meaning};
 
 /// Judges an object that `cloud` has just stored.
 ///
@@ -19,7 +19,7 @@ pub fn check_stored(ledger: &Ledger, cloud: &str, id: &ObjectId) -> Verdict {
     if !is_link || ledger.holdings[cloud].came_back(id) {
         return Ok(());
     }
-    match ledger.closure(cloud, *id) {
+    match ledger.check_whole(cloud, *id) {
         Err(why) if id.kind != ObjectKind::Stub || !is_overtaken(ledger, cloud, id) => return Err(why),
         _ => {}
     }
@@ -44,7 +44,7 @@ fn is_overtaken(ledger: &Ledger, cloud: &str, stub: &ObjectId) -> bool {
         let stands_later = matches!(known, Some(Meaning::Root { link, .. }) if link.seq >= missed.checkpoint.seq);
         let old = &missed.checkpoint.root;
         let is_newer = stands_later && (root.incarnation, root.number) > (old.incarnation, old.number.0);
-        is_newer && ledger.closure(cloud, *root).is_ok()
+        is_newer && ledger.holdings[cloud].is_whole(root)
     })
 }
 
@@ -66,13 +66,11 @@ pub fn check_deleted(ledger: &Ledger, cloud: &str, gone: &ObjectId, before: Seq)
         ));
     }
     let holding = &ledger.holdings[cloud];
-    for (id, hash) in holding.of(ObjectKind::Record, gone.volume) {
-        let Some(known) = ledger.known(hash).filter(|_| !holding.came_back(id)) else { continue };
-        if known.meaning.names(id.volume).iter().any(|(named, _)| named == gone) {
-            return Err(format!("{gone:?} was deleted in cloud {cloud}, where {id:?} still names it"));
-        }
+    let mut records = holding.named_by(gone).filter(|id| id.kind == ObjectKind::Record && !holding.came_back(id));
+    if let Some(id) = records.next() {
+        return Err(format!("{gone:?} was deleted in cloud {cloud}, where {id:?} still names it"));
     }
-    match checkpoint_that_names(ledger, cloud, gone) {
+    match checkpoint_that_names(holding, gone) {
         None => Ok(()),
         Some(root) => Err(format!("{gone:?} was deleted in cloud {cloud}, where checkpoint {root:?} still names it")),
     }
@@ -81,22 +79,19 @@ pub fn check_deleted(ledger: &Ledger, cloud: &str, gone: &ObjectId, before: Seq)
 /// A root in the cloud whose checkpoint names `gone`. Only roots that a stub names count: a reader starts from stubs, and a
 /// root without one was never agreed on. A stub outlives its root, for what it says of the chain stays true; that the newest
 /// root stays follows from the chain.
-fn checkpoint_that_names(ledger: &Ledger, cloud: &str, gone: &ObjectId) -> Option<ObjectId> {
-    let stubs = ledger.holdings[cloud].of(ObjectKind::Stub, gone.volume);
-    let roots = stubs.filter_map(|(stub, _)| ledger.held(cloud, stub)).flat_map(|stub| stub.meaning.names(gone.volume));
-    let roots = roots.map(|(root, _)| root).filter(|root| !ledger.holdings[cloud].came_back(root));
-    roots.filter(|root| root != gone).find(|root| {
-        let mut left = vec![*root];
-        let mut reached = BTreeSet::new();
-        while let Some(at) = left.pop() {
-            let Some(known) = ledger.held(cloud, &at).filter(|_| reached.insert(at)) else { continue };
-            left.extend(known.meaning.names(at.volume).into_iter().map(|(named, _)| named));
-            if left.contains(gone) {
-                return true;
-            }
+fn checkpoint_that_names(holding: &Holding, gone: &ObjectId) -> Option<ObjectId> {
+    let mut left = vec![*gone];
+    let mut reached = BTreeSet::new();
+    while let Some(at) = left.pop() {
+        let is_agreed = || holding.named_by(&at).any(|id| id.kind == ObjectKind::Stub);
+        if at.kind == ObjectKind::Root && at != *gone && !holding.came_back(&at) && is_agreed() {
+            return Some(at);
         }
-        false
-    })
+        if reached.insert(at) {
+            left.extend(holding.named_by(&at).filter(|id| matches!(id.kind, ObjectKind::Page | ObjectKind::Root)));
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -129,8 +124,10 @@ mod tests {
     #[test]
     fn a_closed_cloud_is_kept() {
         let ledger = cloud();
-        for id in ledger.holdings["a"].objects.keys() {
-            assert_eq!(check_stored(&ledger, "a", id), Ok(()), "{id:?}");
+        for kind in [Segment, Record, Page, Root, Stub] {
+            for (id, _) in ledger.holdings["a"].of(kind, crate::ledger::example::VOLUME) {
+                assert_eq!(check_stored(&ledger, "a", id), Ok(()), "{id:?}");
+            }
         }
     }
 

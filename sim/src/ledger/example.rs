@@ -24,9 +24,13 @@ pub(crate) fn id(kind: ObjectKind, number: u64) -> ObjectId {
     ObjectId { kind, volume: VOLUME, incarnation: Incarnation(1), number }
 }
 
+/// The hash of its bytes.
+pub(crate) fn hash(kind: ObjectKind, number: u64) -> Hash {
+    checksum::hash(format!("{kind:?} {number}").as_bytes())
+}
+
 fn object(kind: ObjectKind, number: u64) -> ObjectRef {
-    let hash = checksum::hash(format!("{kind:?} {number}").as_bytes());
-    ObjectRef { incarnation: Incarnation(1), number: ObjectNumber(number), bytes: 1, hash }
+    ObjectRef { incarnation: Incarnation(1), number: ObjectNumber(number), bytes: 1, hash: hash(kind, number) }
 }
 
 /// A segment with nothing in it.
@@ -73,11 +77,12 @@ pub(crate) fn stub(number: u64, seq: u64, root: u64) -> Meaning {
 impl Ledger {
     /// `cloud` has stored an object that means `meaning`.
     pub(crate) fn tell(&mut self, cloud: &str, kind: ObjectKind, number: u64, meaning: Meaning) -> ObjectId {
-        let (id, hash) = (id(kind, number), object(kind, number).hash);
+        let (id, hash) = (id(kind, number), hash(kind, number));
+        let names = meaning.names(VOLUME);
         self.known.insert(hash, Known { id, meaning: Rc::new(meaning) });
         self.first.insert(id, hash);
         self.first_lives.insert(VOLUME, Incarnation(1));
-        self.holdings.entry(cloud.to_owned()).or_default().objects.insert(id, hash);
+        self.holdings.entry(cloud.to_owned()).or_default().put(id, hash, names);
         id
     }
 

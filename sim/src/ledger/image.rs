@@ -39,7 +39,7 @@ impl Ledger {
             let Some(Meaning::Stub(stub)) = self.known(hash).map(|known| &*known.meaning) else { continue };
             // A checkpoint may be of records of lives before its own; it is void when a later life began before it.
             let is_void = starts.iter().any(|(life, at)| *life > id.incarnation && at.checkpoint < id.number);
-            if !is_void && self.closure(cloud, *id).is_ok() {
+            if !is_void && holding.is_whole(id) {
                 let root = &stub.checkpoint.root;
                 let kind = ObjectKind::Root;
                 chain.root = Some(ObjectId { kind, volume, incarnation: root.incarnation, number: root.number.0 });

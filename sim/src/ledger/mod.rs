@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod example;
+pub mod holding;
 pub mod image;
 pub mod meaning;
 
@@ -14,51 +15,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use velum_node::keyring::{
-    IDENTITY_NAME, KeySet, Keyring, ObjectId, ObjectKind, ProviderSecret, open_cluster, slots_name,
-};
+use velum_node::keyring::{IDENTITY_NAME, KeySet, Keyring, ObjectId, ProviderSecret, open_cluster, slots_name};
 use velum_protocol::{
     checksum,
     id::{Hash, Incarnation, VolumeId},
 };
 
+pub use holding::Holding;
 pub use meaning::{Meaning, Record};
-
-/// One cloud's objects, as the ledger knows them.
-#[derive(Clone, Debug, Default)]
-pub struct Holding {
-    /// What each object it holds is, and the hash of its bytes.
-    pub objects: BTreeMap<ObjectId, Hash>,
-    /// What was deleted there at some time.
-    gone: BTreeSet<ObjectId>,
-}
-
-impl Holding {
-    /// True when it holds an object, with these bytes if a hash is given.
-    #[must_use]
-    pub fn holds(&self, id: &ObjectId, hash: Option<&Hash>) -> bool {
-        self.objects.get(id).is_some_and(|held| hash.is_none_or(|hash| hash == held))
-    }
-
-    /// True for what was deleted and came back: a request that had been under way since before, and took effect at last. Nobody
-    /// can prevent that, and nobody reads it, for only what is behind a checkpoint is ever deleted.
-    #[must_use]
-    pub fn came_back(&self, id: &ObjectId) -> bool {
-        self.gone.contains(id) && self.objects.contains_key(id)
-    }
-
-    /// Takes in a deletion.
-    fn delete(&mut self, id: &ObjectId) {
-        self.objects.remove(id);
-        self.gone.insert(*id);
-    }
-
-    /// Its objects of one kind and volume, in order of incarnation and number.
-    pub fn of(&self, kind: ObjectKind, volume: VolumeId) -> impl DoubleEndedIterator<Item = (&ObjectId, &Hash)> {
-        let id = |incarnation, number| ObjectId { kind, volume, incarnation, number };
-        self.objects.range(id(Incarnation(0), 0)..=id(Incarnation(u32::MAX), u64::MAX))
-    }
-}
 
 /// An object the ledger has seen.
 #[derive(Clone, Debug)]
@@ -141,7 +105,7 @@ impl Ledger {
     /// An object that `cloud` holds.
     #[must_use]
     pub fn held(&self, cloud: &str, id: &ObjectId) -> Option<&Known> {
-        self.known.get(self.holdings.get(cloud)?.objects.get(id)?)
+        self.known.get(self.holdings.get(cloud)?.hash(id)?)
     }
 
     /// Takes in an object that `cloud` has stored. `None` for the objects with fixed names.
@@ -166,7 +130,7 @@ impl Ledger {
         }
         let known = self.known.get(&hash).expect("it was put there above").clone();
         let holding = self.holdings.get_mut(cloud).expect("every cloud of the world has a holding");
-        holding.objects.insert(known.id, hash);
+        holding.put(known.id, hash, known.meaning.names(known.id.volume));
         Ok(Some(Entry { known, hash, is_new }))
     }
 
@@ -226,21 +190,30 @@ impl Ledger {
     /// The first object that is missing, or whose bytes are not those its parent vouches for.
     pub fn closure(&self, cloud: &str, from: ObjectId) -> Result<BTreeSet<ObjectId>, String> {
         let holding = &self.holdings[cloud];
+        if !holding.holds(&from, None) {
+            return Err(format!("cloud {cloud} lacks {from:?}"));
+        }
         let mut reached = BTreeSet::new();
         let mut left = vec![from];
         while let Some(id) = left.pop() {
             if !reached.insert(id) {
                 continue;
             }
-            let hash = holding.objects.get(&id).ok_or_else(|| format!("cloud {cloud} lacks {id:?}"))?;
-            let meaning = &self.known[hash].meaning;
-            for (child, hash) in meaning.names(id.volume) {
-                if !holding.holds(&child, hash.as_ref()) {
+            for (child, hash) in holding.names(&id) {
+                if !holding.holds(child, hash.as_ref()) {
                     return Err(format!("cloud {cloud} holds {id:?} and lacks {child:?}, which that names"));
                 }
-                left.push(child);
+                left.push(*child);
             }
         }
         Ok(reached)
+    }
+
+    /// As [`closure`](Self::closure), without a walk for what is whole.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_whole(&self, cloud: &str, id: ObjectId) -> Result<(), String> {
+        if self.holdings[cloud].is_whole(&id) { Ok(()) } else { self.closure(cloud, id).map(drop) }
     }
 }
