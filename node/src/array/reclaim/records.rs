@@ -1,7 +1,9 @@
 //! Deletes sequence records from one cloud.
 
+use futures_util::future::try_join_all;
 use velum_protocol::id::{Incarnation, Seq};
 
+use super::{AT_ONCE, delete_all};
 use crate::{
     array::{context::ArrayContext, copies::CopyError},
     cloud::Cloud,
@@ -24,8 +26,9 @@ pub(crate) enum Start {
     Search(u64),
 }
 
-/// Deletes the records up to `through`, lowest first, so that what is left is contiguous. What the cloud says it does not have
-/// is deleted too: it may only be withholding it, and what it names goes next.
+/// Deletes the records up to `through`, lowest first and a few at a time, so that what a broken off run leaves has no gap that
+/// a later search would take for the end. What the cloud says it does not have is deleted too: it may only be withholding it,
+/// and what it names goes next.
 pub(crate) async fn sweep(
     array: &ArrayContext,
     keys: &KeySet,
@@ -37,13 +40,10 @@ pub(crate) async fn sweep(
         Start::Behind(gone) => gone.next(),
         Start::Search(gap) => search(array, keys, cloud, through, gap).await?,
     };
-    for seq in lowest.0..=through.0 {
-        // Those of other lives are void, and so is what they say.
-        for life in (1..=array.incarnation().0).map(Incarnation) {
-            array.copies.delete(cloud, &keys.id(ObjectKind::Record, life, seq)).await?;
-        }
-    }
-    Ok(())
+    // Those of other lives are void, and so is what they say.
+    let lives = || (1..=array.incarnation().0).map(Incarnation);
+    let records = (lowest.0..=through.0).flat_map(|seq| lives().map(move |life| (life, seq)));
+    delete_all(&array.copies, cloud, records.map(|(life, seq)| keys.id(ObjectKind::Record, life, seq))).await
 }
 
 /// The lowest record that may be there.
@@ -51,10 +51,14 @@ async fn search(array: &ArrayContext, keys: &KeySet, cloud: &Cloud, through: Seq
     let (mut missing, mut life) = (0, array.incarnation());
     let mut lowest = through.next();
     while lowest > Seq(1) && missing < gap {
-        lowest = Seq(lowest.0 - 1);
-        match find(array, keys, cloud, life, lowest).await? {
-            Some(found) => (life, missing) = (found, 0),
-            None => missing += 1,
+        let above = lowest.0;
+        lowest = Seq(above.saturating_sub(AT_ONCE as u64).max(1));
+        let asked = (lowest.0..above).rev().map(|seq| find(array, keys, cloud, life, Seq(seq)));
+        for found in try_join_all(asked).await? {
+            match found {
+                Some(found) => (life, missing) = (found, 0),
+                None => missing += 1,
+            }
         }
     }
     Ok(lowest)

@@ -8,13 +8,16 @@
 
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
-use futures_util::{TryStreamExt, future::join_all, stream};
+use futures_util::future::join_all;
 use velum_protocol::{
     format::metadata::{Command, ObjectRef},
     id::{Incarnation, VolumeId},
 };
 
-use super::records::{self, GAP_UNKNOWN, Start};
+use super::{
+    delete_all,
+    records::{self, GAP_UNKNOWN, Start},
+};
 use crate::{
     actor,
     array::{
@@ -31,9 +34,6 @@ use crate::{
 
 /// How often deleted volumes are looked for, and the pause after a cloud failed.
 const INTERVAL: Duration = Duration::from_secs(10);
-
-/// Deletions under way at once in one cloud.
-const DELETES_AT_ONCE: usize = 16;
 
 /// Starts deleting what deleted volumes left. Runs as long as the `LocalSet` it was started on.
 pub fn start(array: &ArrayContext, catalogue: &Catalogue) {
@@ -110,16 +110,10 @@ async fn sweep(
     records::sweep(array, keys, cloud, Start::Search(GAP_UNKNOWN), state.head.seq).await?;
     let checkpoints = state.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number);
     let stubs = (1..=life.0).map(Incarnation).flat_map(|life| (1..=checkpoints).map(move |number| (life, number)));
-    delete(array, cloud, stubs.map(|(life, number)| keys.id(ObjectKind::Stub, life, number))).await?;
+    delete_all(&array.copies, cloud, stubs.map(|(life, number)| keys.id(ObjectKind::Stub, life, number))).await?;
     for kind in [ObjectKind::Root, ObjectKind::Page, ObjectKind::Segment] {
-        delete(array, cloud, older.iter().copied().filter(|object| object.kind == kind)).await?;
-        delete(array, cloud, (1..state.next_object.0).map(|number| keys.id(kind, life, number))).await?;
+        delete_all(&array.copies, cloud, older.iter().copied().filter(|object| object.kind == kind)).await?;
+        delete_all(&array.copies, cloud, (1..state.next_object.0).map(|number| keys.id(kind, life, number))).await?;
     }
     Ok(())
-}
-
-async fn delete(array: &ArrayContext, cloud: &Cloud, ids: impl Iterator<Item = ObjectId>) -> Result<(), CopyError> {
-    stream::iter(ids.map(Ok))
-        .try_for_each_concurrent(DELETES_AT_ONCE, |id| async move { array.copies.delete(cloud, &id).await })
-        .await
 }

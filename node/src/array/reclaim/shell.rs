@@ -2,12 +2,14 @@
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
+use futures_util::{StreamExt, stream};
 use velum_protocol::{
     format::metadata::{CloudName, Command, CondemnedObject, NumberedKind},
     id::{Hash, Incarnation, Seq},
 };
 
 use super::{
+    AT_ONCE,
     machine::{Effect, Entry, Input, Machine, Name, Survey},
     records::{self, GAP, GAP_UNKNOWN, Start},
     roots,
@@ -16,7 +18,6 @@ use crate::{
     actor::{Handle, Shell},
     array::{
         context::VolumeContext,
-        copies::CopyError,
         life::{self, Life},
     },
     cloud::Cloud,
@@ -165,30 +166,44 @@ async fn sweep(
         Ok(()) if objects.is_empty() => return through,
         Ok(()) => {}
     }
-    let mut numbers = Vec::new();
-    for object in objects {
-        if let Err(error) = delete(context, &keys, &target, object).await {
-            tracing::debug!(volume = %context.volume, cloud = cloud.0, %error, "an object could not be deleted");
-            break;
-        }
-        numbers.push((object.object.incarnation, object.object.number));
-    }
+    let gone_objects = delete_objects(context, &keys, &target, objects).await;
+    let numbers =
+        gone_objects.iter().map(|condemned| (condemned.object.incarnation, condemned.object.number)).collect();
     let metrics = context.array.metrics.cloud(&cloud.0);
-    metrics.reclaimed_objects.inc_by(u64::try_from(numbers.len()).unwrap_or_default());
-    metrics.reclaimed_bytes.inc_by(objects.iter().take(numbers.len()).map(|object| object.object.bytes).sum());
+    metrics.reclaimed_objects.inc_by(u64::try_from(gone_objects.len()).unwrap_or_default());
+    metrics.reclaimed_bytes.inc_by(gone_objects.iter().map(|condemned| condemned.object.bytes).sum());
     let command = Command::FinishReclaim { volume: context.volume, cloud: cloud.clone(), numbers };
     // A refusal means that the volume is gone, and with it the ledger.
     drop(context.array.agree(command).await);
     through
 }
 
-/// Deletes one object. An orphan's kind is not known, so it is deleted under each name it may have.
-async fn delete(
+/// Deletes condemned objects as far as the cloud lets: roots and orphans first and one by one, for they may refer to what
+/// follows, then the rest several at a time. Returns those that are gone.
+async fn delete_objects<'a>(
     context: &VolumeContext,
     keys: &KeySet,
     cloud: &Cloud,
-    condemned: &CondemnedObject,
-) -> Result<(), CopyError> {
+    objects: &'a [CondemnedObject],
+) -> Vec<&'a CondemnedObject> {
+    let refers =
+        |condemned: &&CondemnedObject| condemned.kind == NumberedKind::Root || condemned.object.hash == Hash::ZERO;
+    let (first, others): (Vec<_>, Vec<_>) = objects.iter().partition(refers);
+    let mut gone = Vec::new();
+    for condemned in first {
+        match delete(context, keys, cloud, condemned).await {
+            Some(()) => gone.push(condemned),
+            None => return gone,
+        }
+    }
+    let rest = stream::iter(others)
+        .map(|condemned| async move { delete(context, keys, cloud, condemned).await.map(|()| condemned) });
+    gone.extend(rest.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect::<Vec<_>>().await);
+    gone
+}
+
+/// Deletes one object. An orphan's kind is not known, so it is deleted under each name it may have.
+async fn delete(context: &VolumeContext, keys: &KeySet, cloud: &Cloud, condemned: &CondemnedObject) -> Option<()> {
     let object = &condemned.object;
     let kinds = match condemned.kind {
         _ if object.hash == Hash::ZERO => &[ObjectKind::Root, ObjectKind::Page, ObjectKind::Segment][..],
@@ -198,7 +213,10 @@ async fn delete(
     };
     for kind in kinds {
         let id = keys.id(*kind, object.incarnation, object.number.0);
-        context.array.copies.delete(cloud, &id).await?;
+        if let Err(error) = context.array.copies.delete(cloud, &id).await {
+            tracing::debug!(volume = %context.volume, %error, "an object could not be deleted");
+            return None;
+        }
     }
-    Ok(())
+    Some(())
 }
