@@ -159,6 +159,8 @@ pub struct RaftMetrics {
     pub applied_index: IntGauge,
     /// `velum_raft_leader`: 1 on the leader.
     pub leader: IntGauge,
+    /// `velum_raft_halted`
+    pub halted: IntGauge,
     /// `velum_raft_proposals_total`
     pub proposals: By<WorkOutcome, IntCounter>,
     /// `velum_raft_proposal_seconds`: from proposed to applied.
@@ -462,6 +464,7 @@ impl Make {
             commit_index: self.gauge("velum_raft_commit_index", "Last committed entry"),
             applied_index: self.gauge("velum_raft_applied_index", "Last applied entry"),
             leader: self.gauge("velum_raft_leader", "1 on the leader"),
+            halted: self.gauge("velum_raft_halted", "1 when raft has stopped until a restart: nothing is flushed"),
             proposals: self.counter_by("velum_raft_proposals_total", "Proposals"),
             proposal_seconds: self.histogram(
                 "velum_raft_proposal_seconds",

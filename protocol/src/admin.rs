@@ -261,6 +261,8 @@ pub struct RaftStatus {
     pub applied: u64,
     /// The members.
     pub members: Vec<u64>,
+    /// Why raft has stopped until the node is restarted, if it has: nothing is agreed on meanwhile, and nothing flushed.
+    pub halted: Option<String>,
 }
 
 /// A volume in a list.

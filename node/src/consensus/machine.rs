@@ -182,7 +182,7 @@ pub(super) struct Machine {
     retry_after: u64,
     journal: JournalBounds,
     reported: RaftStatus,
-    halted: bool,
+    halted: Option<&'static str>,
 }
 
 impl Machine {
@@ -226,7 +226,7 @@ impl Machine {
             retry_after: 0,
             journal,
             reported: RaftStatus::default(),
-            halted: false,
+            halted: None,
         })
     }
 
@@ -247,7 +247,7 @@ impl Machine {
     }
 
     fn propose(&mut self, ticket: u64, entry: Bytes, effects: &mut Vec<Effect>) {
-        if self.halted {
+        if self.halted.is_some() {
             return effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
         }
         if entry.is_empty() || entry.len() > Self::entry_bytes_max(self.journal.record_bytes_max) {
@@ -326,7 +326,7 @@ impl Machine {
 
     /// Takes everything raft has ready.
     fn pump(&mut self, effects: &mut Vec<Effect>) {
-        while !self.halted && self.raft.has_ready() {
+        while self.halted.is_none() && self.raft.has_ready() {
             let mut ready = self.raft.ready();
             send(ready.take_messages(), effects);
             let committed = ready.take_committed_entries();
@@ -350,7 +350,7 @@ impl Machine {
             }
             self.apply(committed, effects);
         }
-        if self.halted {
+        if self.halted.is_some() {
             return;
         }
         if self.caught_up_at.is_some_and(|index| self.applied >= index) {
@@ -475,7 +475,7 @@ impl Machine {
     }
 
     fn halt(&mut self, reason: &'static str, effects: &mut Vec<Effect>) {
-        self.halted = true;
+        self.halted = Some(reason);
         effects.push(Effect::Halt(reason));
         for Proposal { ticket, .. } in std::mem::take(&mut self.proposals).into_values() {
             effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
@@ -508,7 +508,7 @@ impl actor::Machine for Machine {
         if let Input::Propose { ticket, entry } = input {
             self.set_election_timeout();
             self.propose(ticket, entry, effects);
-        } else if !self.halted {
+        } else if self.halted.is_none() {
             self.set_election_timeout();
             match input {
                 Input::Begin => self.begin(effects),

@@ -169,8 +169,8 @@ pub struct RaftStatus {
     pub applied: u64,
     /// Entries behind the last snapshot.
     pub log_entries: usize,
-    /// Raft has stopped for the rest of this life.
-    pub halted: bool,
+    /// Why raft has stopped for the rest of this process, if it has.
+    pub halted: Option<&'static str>,
 }
 
 /// What one member says to another. How it travels is not consensus's business.

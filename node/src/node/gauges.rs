@@ -96,6 +96,7 @@ fn observe_raft(node: &Assembly) {
     set(&metrics.commit_index, status.commit);
     set(&metrics.applied_index, status.applied);
     metrics.leader.set(i64::from(status.is_leader));
+    metrics.halted.set(i64::from(status.halted.is_some()));
 }
 
 fn set(gauge: &IntGauge, value: u64) {

@@ -86,6 +86,7 @@ impl Assembly {
             commit: raft.commit,
             applied: raft.applied,
             members: vec![self.node.0],
+            halted: raft.halted.map(str::to_owned),
         }
     }
 
