@@ -178,6 +178,38 @@ fn report_kind(id: Option<ObjectId>, name: &str) -> &'static str {
 }
 
 /// Damages `name` in a cloud in one of the ways clouds do.
+#[test]
+fn how_much_is_looked_at_is_the_operators_choice_and_reported() {
+    run(39, async |cluster| {
+        let (process, _) = with_history(&cluster, 6).await;
+        process.crash(Crash::LoseAll);
+        let clean = cluster.recover(&CLOUDS, &[], Verify::Full).await.unwrap();
+        let named = named_objects(&cluster, &clean, "a");
+        let segments: Vec<&String> = named
+            .iter()
+            .filter(|(_, id)| id.is_some_and(|id| id.kind == ObjectKind::Segment))
+            .map(|(name, _)| name)
+            .collect();
+        let notices = async |verify| {
+            cluster.lose_claims();
+            let recovered = cluster.recover(&CLOUDS, &[], verify).await.unwrap();
+            (!recovered.report.volumes[0].lost.is_empty(), recovered.report.verified)
+        };
+        for cloud in CLOUDS {
+            // As long as before: only who reads it notices.
+            cluster.cloud(cloud).damage(segments[0], |bytes| bytes[0] ^= 1);
+        }
+        assert_eq!(notices(Verify::Chain).await, (false, "only what leads to the volumes' state"));
+        assert_eq!(notices(Verify::Present).await, (false, "every object is there with its length"));
+        assert_eq!(notices(Verify::Full).await, (true, "every object is read from every cloud and opened"));
+        for cloud in CLOUDS {
+            cluster.cloud(cloud).lose(segments[0]);
+        }
+        assert!(!notices(Verify::Chain).await.0, "what no one asks after is not missed");
+        assert!(notices(Verify::Present).await.0);
+    });
+}
+
 fn injure(cluster: &Cluster, cloud: &str, name: &str) {
     let rng = &cluster.rng;
     cluster.cloud(cloud).damage(name, |bytes| match rng.below(4) {

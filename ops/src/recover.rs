@@ -40,7 +40,7 @@ pub(crate) struct Recover {
     /// Go on without this cloud of the catalogue; then no other one may be faulty. Once for each
     #[arg(long, value_name = "NAME")]
     accept_missing: Vec<String>,
-    /// Look at every object before the volumes are served
+    /// How much is looked at before the volumes can be served
     #[arg(long, value_enum, default_value_t = Depth::Present)]
     verify: Depth,
 }
@@ -48,6 +48,8 @@ pub(crate) struct Recover {
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Depth {
+    /// Only what leads to the volumes' state: served at once, whatever their size; damage shows when it is read
+    Chain,
     /// Whether every object is there in at least one cloud
     Present,
     /// Read and open every object in every cloud
@@ -72,6 +74,7 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
         secret: secret::fetch(&resolved.key)?,
         accept_missing: recover.accept_missing.iter().cloned().map(CloudName).collect(),
         verify: match recover.verify {
+            Depth::Chain => Verify::Chain,
             Depth::Present => Verify::Present,
             Depth::Full => Verify::Full,
         },
@@ -135,6 +138,7 @@ impl Table for Report {
             vec!["cluster".to_owned(), self.cluster.to_string()],
             vec!["incarnation".to_owned(), self.incarnation.to_string()],
             vec!["rests on".to_owned(), self.assumption.clone()],
+            vec!["verified".to_owned(), self.verified.to_owned()],
         ];
         for volume in &self.volumes {
             let at = format!("{}, seq {}, from checkpoint {}", bytes(volume.size_bytes), volume.seq, volume.checkpoint);

@@ -6,7 +6,7 @@
 //! 2. [`lives`]: the incarnation claims, then the newest catalogue record of the last life that wrote one.
 //! 3. [`volume`]: per volume the newest checkpoint whose root can be read, then the chain of records behind it, as long as
 //!    any cloud holds the next authentic link.
-//! 4. [`verify`]: whether what that state names is there; with [`Verify::Full`] every object is read and opened.
+//! 4. [`verify`]: whether what that state names is there; [`Verify`] says how much of it is looked at.
 //! 5. [`claim`]: the next incarnation, created on a quorum of clouds and read back from all, so that of two recoveries at the
 //!    same time at most one goes on and nodes of the old life stop for good.
 //!
@@ -61,11 +61,24 @@ pub struct CloudAt {
 /// How much of what was found is looked at before the volumes are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
+    /// Nothing beyond what was read to find the state: volumes are readable at once, whatever their size. What is damaged shows
+    /// when it is read.
+    Chain,
     /// Every object that the recovered state names must be there, with its length, in at least one cloud.
     #[default]
     Present,
     /// Every such object is read from every cloud and opened.
     Full,
+}
+
+impl Verify {
+    const fn in_words(self) -> &'static str {
+        match self {
+            Self::Chain => "only what leads to the volumes' state",
+            Self::Present => "every object is there with its length",
+            Self::Full => "every object is read from every cloud and opened",
+        }
+    }
 }
 
 /// What is asked of a recovery.
@@ -215,8 +228,14 @@ pub async fn recover(env: &Env, plan: &Plan, progress: &dyn Fn(&str)) -> Result<
     state.catalogue = (history.catalogue.number, history.hash);
     state.catalogue_wanted = change;
     state.answered = VecDeque::new();
-    let report =
-        Report { cluster: keyring.cluster(), incarnation, assumption, clouds: sources.reports(), volumes: reports };
+    let report = Report {
+        cluster: keyring.cluster(),
+        incarnation,
+        assumption,
+        verified: plan.verify.in_words(),
+        clouds: sources.reports(),
+        volumes: reports,
+    };
     Ok(Recovered { identity, keyring, state, report })
 }
 

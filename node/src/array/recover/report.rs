@@ -14,6 +14,8 @@ pub struct Report {
     pub incarnation: Incarnation,
     /// What must be true of the clouds for the result to be the newest cloud-durable state.
     pub assumption: String,
+    /// How much of what the volumes name was looked at.
+    pub verified: &'static str,
     /// Per cloud.
     pub clouds: Vec<CloudReport>,
     /// Per volume.

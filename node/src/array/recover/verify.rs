@@ -18,11 +18,19 @@ use super::{
 };
 use crate::keyring::{KeySet, Keyring, ObjectFault, ObjectKind};
 
-/// Objects looked at at the same time, each in every cloud: bounds memory to this many segments per cloud.
-const AT_ONCE: usize = 8;
+/// Objects read at the same time, each in every cloud: bounds memory to this many segments per cloud.
+const READ_AT_ONCE: usize = 8;
+
+/// Objects asked after at the same time, each in every cloud.
+const ASKED_AT_ONCE: usize = 64;
 
 /// Looks at everything the volume's state names; gives the objects that no cloud can give.
 pub(super) async fn check(sources: &Sources, keyring: &Keyring, found: &FoundVolume, verify: Verify) -> Vec<String> {
+    let at_once = match verify {
+        Verify::Chain => return Vec::new(),
+        Verify::Present => ASKED_AT_ONCE,
+        Verify::Full => READ_AT_ONCE,
+    };
     let mut lost = Vec::new();
     let mut objects: BTreeMap<(ObjectKind, ObjectOrder), ObjectRef> = BTreeMap::new();
     for (_, record, _) in found.records.values() {
@@ -51,12 +59,12 @@ pub(super) async fn check(sources: &Sources, keyring: &Keyring, found: &FoundVol
     }
     let looked_at = stream::iter(objects).map(|((kind, _), object)| async move {
         let there = match verify {
-            Verify::Present => is_there(sources, keyring, &found.keys, kind, &object).await,
+            Verify::Chain | Verify::Present => is_there(sources, keyring, &found.keys, kind, &object).await,
             Verify::Full => is_whole(sources, keyring, &found.keys, kind, &object).await,
         };
         (!there).then(|| name(kind, &object))
     });
-    lost.extend(looked_at.buffered(AT_ONCE).filter_map(std::future::ready).collect::<Vec<_>>().await);
+    lost.extend(looked_at.buffered(at_once).filter_map(std::future::ready).collect::<Vec<_>>().await);
     lost
 }
 
