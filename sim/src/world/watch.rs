@@ -53,8 +53,13 @@ impl Watch {
             adopted: RefCell::default(),
         });
         for cloud in clouds {
-            let watching = Rc::clone(&watch);
-            cloud.watch(Rc::new(move |cloud, change| watching.changed(cloud, change)));
+            // The eyes hold the clouds: a cloud that held them too would keep every world in memory for ever.
+            let watching = Rc::downgrade(&watch);
+            cloud.watch(Rc::new(move |cloud, change| {
+                if let Some(watching) = watching.upgrade() {
+                    watching.changed(cloud, change);
+                }
+            }));
         }
         watch
     }
