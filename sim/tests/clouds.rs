@@ -203,11 +203,11 @@ fn a_create_knows_its_own_earlier_attempt_from_somebody_elses_object() {
 #[test]
 fn a_cloud_that_loses_what_it_took_is_found_out() {
     world(1, |world| async move {
-        let (sim, cloud) = (Rc::clone(&world.sim), Rc::clone(&world.real[0]));
+        let (sim, cloud) = (Rc::clone(&world.sim), Rc::downgrade(&world.real[0]));
         // Whatever is stored is gone at once.
         world.real[0].watch(Rc::new(move |_, change| {
             if let Change::Put { name, .. } = change {
-                let (cloud, name) = (Rc::clone(&cloud), (*name).to_owned());
+                let (cloud, name) = (cloud.upgrade().unwrap(), (*name).to_owned());
                 sim.later(0, move || cloud.erase(&name));
             }
         }));
