@@ -18,10 +18,10 @@ use array_world::{BLOCKS, CLOUDS, Process, VOLUME, World, run, settings};
 use bytes::Bytes;
 use velum_node::{
     array::{ArraySettings, recover::Verify},
-    keyring::ObjectKind,
+    keyring::{ObjectId, ObjectKind},
 };
 use velum_protocol::{
-    format::metadata::{CloudName, Command},
+    format::metadata::{AclEntry, CloudName, Command, Right},
     id::{BlockIndex, Jseq, Seq},
 };
 
@@ -444,6 +444,59 @@ fn nothing_is_flushed_before_a_quorum_of_clouds_says_that_no_later_life_began() 
         assert_eq!(world.cloud("a").count(ObjectKind::Segment), 0);
         world.cloud("b").away.set(false);
         process.flush().await;
+    });
+}
+
+/// What some cloud has of the volume itself.
+fn of_the_volume(world: &World) -> BTreeSet<(&str, ObjectId)> {
+    let of = |name| world.cloud(name).ids().into_iter().filter(|id| id.volume == VOLUME).map(move |id| (name, id));
+    CLOUDS.into_iter().flat_map(of).collect()
+}
+
+/// A recovery knows keys and sizes from the catalogue alone: what was flushed of a volume that no catalogue showed was lost
+/// with the node, although it had been at d2.
+#[test]
+fn nothing_of_a_volume_is_stored_before_a_quorum_of_clouds_shows_it() {
+    run(53, async |world| {
+        world.state.borrow_mut().volumes.get_mut(&VOLUME).unwrap().described = 1;
+        CLOUDS[1..].iter().for_each(|name| world.cloud(name).refused.set(Some(ObjectKind::Catalogue)));
+        let process = world.start().await;
+        scribble(&world, &process, 60);
+        process.work(60_000).await;
+        assert_eq!(CLOUDS.map(|name| world.cloud(name).count(ObjectKind::Catalogue)), [1, 0, 0]);
+        assert_eq!(of_the_volume(&world), BTreeSet::new());
+        world.cloud("b").refused.set(None);
+        process.flush().await;
+        assert_eq!(world.cloud("b").count(ObjectKind::Catalogue), 1);
+        process.crash();
+        assert_recovers(&world, &["b", "c"], Jseq(60)).await;
+    });
+}
+
+/// The same for a volume that the clouds show as it was before.
+#[test]
+fn nothing_is_flushed_or_checkpointed_before_a_quorum_of_clouds_shows_the_volume_as_it_is() {
+    run(54, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        scribble(&world, &process, 60);
+        process.flush().await;
+        process.settle().await;
+        CLOUDS[1..].iter().for_each(|name| world.cloud(name).refused.set(Some(ObjectKind::Catalogue)));
+        let entry = AclEntry { principal: "uid:7".into(), range: None, right: Right::Write };
+        world.apply(Command::SetAcl { volume: VOLUME, entry });
+        let before = of_the_volume(&world);
+        let array = process.array.clone();
+        let checkpoint = process.local.spawn_local(async move { array.checkpoint().await });
+        process.work(30_000).await;
+        assert_eq!(of_the_volume(&world), before, "no checkpoint");
+        scribble(&world, &process, 60);
+        process.work(30_000).await;
+        assert_eq!(of_the_volume(&world), before, "no flush");
+        world.cloud("c").refused.set(None);
+        process.local.run_until(checkpoint).await.unwrap().unwrap();
+        process.flush().await;
+        assert_eq!(process.port.durable_last(), Jseq(120));
     });
 }
 
