@@ -12,14 +12,17 @@
 
 mod array_world;
 
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
-use array_world::{BLOCKS, CLOUDS, Process, VOLUME, World, run};
+use array_world::{BLOCKS, CLOUDS, Process, VOLUME, World, run, settings};
 use bytes::Bytes;
-use velum_node::{array::recover::Verify, keyring::ObjectKind};
+use velum_node::{
+    array::{ArraySettings, recover::Verify},
+    keyring::{ObjectId, ObjectKind},
+};
 use velum_protocol::{
-    format::metadata::Command,
-    id::{BlockIndex, Jseq},
+    format::metadata::{AclEntry, CloudName, Command, Right},
+    id::{BlockIndex, Jseq, Seq},
 };
 
 const PAIRS: [[&str; 2]; 3] = [["a", "b"], ["b", "c"], ["a", "c"]];
@@ -149,6 +152,103 @@ fn a_cloud_that_was_away_for_long_jumps_to_a_checkpoint_and_is_whole() {
         let durable = process.port.durable_last();
         process.crash();
         assert_recovers(&world, &["b", "c"], durable).await;
+    });
+}
+
+/// Flushes one block at a time.
+async fn flush_singly(world: &World, process: &Process, count: u64) {
+    for _ in 0..count {
+        scribble(world, process, 1);
+        process.flush().await;
+    }
+}
+
+/// Cloud c is back after everything it needs to go on by records was dropped. Waits until it was given the newest checkpoint
+/// in place of them; returns how long its cursor took to follow, and which records the cloud had when the cursor moved.
+async fn jump(world: &World, process: &Process) -> (u64, BTreeSet<u64>) {
+    let checkpoint = world.state.borrow().volumes[&VOLUME].checkpoint.clone().unwrap();
+    let stub = world.keys().id(ObjectKind::Stub, checkpoint.root.incarnation, checkpoint.number);
+    while !world.cloud("c").holds(&stub) {
+        assert!(cursor(world, "c") < checkpoint.seq, "the cloud jumps");
+        process.work(1).await;
+    }
+    let mut waited_ms = 0;
+    while cursor(world, "c") < checkpoint.seq {
+        process.work(1).await;
+        waited_ms += 1;
+    }
+    (waited_ms, records(world, "c"))
+}
+
+fn cursor(world: &World, cloud: &str) -> Seq {
+    world.state.borrow().volumes[&VOLUME].cursors[&CloudName(cloud.into())]
+}
+
+/// The numbers of the records that a cloud has.
+fn records(world: &World, cloud: &str) -> BTreeSet<u64> {
+    let ids = world.cloud(cloud).ids().into_iter();
+    ids.filter(|id| id.kind == ObjectKind::Record).map(|id| id.number).collect()
+}
+
+/// Checkpoints are made when the test says so.
+fn without_checkpoints() -> ArraySettings {
+    let day = Duration::from_secs(86_400);
+    ArraySettings { checkpoint_records: u64::MAX, checkpoint_bytes: u64::MAX, reclaim_grace: day, ..settings() }
+}
+
+/// More records than a search for old ones passes over, and two checkpoints so that none of them is kept for cloud c.
+async fn leave_cloud_c_behind(world: &World, process: &Process) {
+    world.cloud("c").away.set(true);
+    flush_singly(world, process, 100).await;
+    process.checkpoint().await;
+    flush_singly(world, process, 2).await;
+    process.checkpoint().await;
+}
+
+/// The records of a cloud that jumped stayed for ever: its cursor had moved far past them, where no search for old ones found
+/// them any more. When they were deleted, it was one by one, and a far cloud took minutes.
+#[test]
+fn a_cloud_that_jumps_is_soon_rid_of_all_its_old_records() {
+    run(22, async |world| {
+        world.settings.set(without_checkpoints());
+        let process = world.start().await;
+        flush_singly(&world, &process, 300).await;
+        process.settle().await;
+        leave_cloud_c_behind(&world, &process).await;
+        assert_eq!(records(&world, "c"), (1..=300).collect());
+        world.cloud("c").latency_ms.set(100);
+        world.cloud("c").away.set(false);
+        let (waited_ms, records_left) = jump(&world, &process).await;
+        assert_eq!(records_left, BTreeSet::new());
+        // 300 requests to find them and 300 to delete them, each of 100 ms.
+        assert!(waited_ms < 15_000, "{waited_ms} ms");
+        process.settle().await;
+        world.cloud("c").check_all_closed();
+    });
+}
+
+/// A step stores several records before it moves the cursor.
+#[test]
+fn a_cloud_that_jumps_is_rid_of_what_a_step_that_broke_off_stored() {
+    run(23, async |world| {
+        world.settings.set(without_checkpoints());
+        let process = world.start().await;
+        flush_singly(&world, &process, 5).await;
+        process.settle().await;
+        world.cloud("c").away.set(true);
+        flush_singly(&world, &process, 12).await;
+        world.cloud("c").away.set(false);
+        while records(&world, "c").len() < 12 {
+            process.work(1).await;
+        }
+        process.crash();
+        assert!(cursor(&world, "c") < Seq(12), "the cloud has more than its cursor says");
+        let process = world.start().await;
+        leave_cloud_c_behind(&world, &process).await;
+        assert_eq!(records(&world, "c"), (1..=12).collect());
+        world.cloud("c").away.set(false);
+        let (_, records_left) = jump(&world, &process).await;
+        assert_eq!(records_left, BTreeSet::new());
     });
 }
 
@@ -344,6 +444,59 @@ fn nothing_is_flushed_before_a_quorum_of_clouds_says_that_no_later_life_began() 
         assert_eq!(world.cloud("a").count(ObjectKind::Segment), 0);
         world.cloud("b").away.set(false);
         process.flush().await;
+    });
+}
+
+/// What some cloud has of the volume itself.
+fn of_the_volume(world: &World) -> BTreeSet<(&str, ObjectId)> {
+    let of = |name| world.cloud(name).ids().into_iter().filter(|id| id.volume == VOLUME).map(move |id| (name, id));
+    CLOUDS.into_iter().flat_map(of).collect()
+}
+
+/// A recovery knows keys and sizes from the catalogue alone: what was flushed of a volume that no catalogue showed was lost
+/// with the node, although it had been at d2.
+#[test]
+fn nothing_of_a_volume_is_stored_before_a_quorum_of_clouds_shows_it() {
+    run(53, async |world| {
+        world.state.borrow_mut().volumes.get_mut(&VOLUME).unwrap().described = 1;
+        CLOUDS[1..].iter().for_each(|name| world.cloud(name).refused.set(Some(ObjectKind::Catalogue)));
+        let process = world.start().await;
+        scribble(&world, &process, 60);
+        process.work(60_000).await;
+        assert_eq!(CLOUDS.map(|name| world.cloud(name).count(ObjectKind::Catalogue)), [1, 0, 0]);
+        assert_eq!(of_the_volume(&world), BTreeSet::new());
+        world.cloud("b").refused.set(None);
+        process.flush().await;
+        assert_eq!(world.cloud("b").count(ObjectKind::Catalogue), 1);
+        process.crash();
+        assert_recovers(&world, &["b", "c"], Jseq(60)).await;
+    });
+}
+
+/// The same for a volume that the clouds show as it was before.
+#[test]
+fn nothing_is_flushed_or_checkpointed_before_a_quorum_of_clouds_shows_the_volume_as_it_is() {
+    run(54, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        scribble(&world, &process, 60);
+        process.flush().await;
+        process.settle().await;
+        CLOUDS[1..].iter().for_each(|name| world.cloud(name).refused.set(Some(ObjectKind::Catalogue)));
+        let entry = AclEntry { principal: "uid:7".into(), range: None, right: Right::Write };
+        world.apply(Command::SetAcl { volume: VOLUME, entry });
+        let before = of_the_volume(&world);
+        let array = process.array.clone();
+        let checkpoint = process.local.spawn_local(async move { array.checkpoint().await });
+        process.work(30_000).await;
+        assert_eq!(of_the_volume(&world), before, "no checkpoint");
+        scribble(&world, &process, 60);
+        process.work(30_000).await;
+        assert_eq!(of_the_volume(&world), before, "no flush");
+        world.cloud("c").refused.set(None);
+        process.local.run_until(checkpoint).await.unwrap().unwrap();
+        process.flush().await;
+        assert_eq!(process.port.durable_last(), Jseq(120));
     });
 }
 

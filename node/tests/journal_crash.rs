@@ -462,23 +462,31 @@ fn one_stalled_stream_does_not_hold_the_ring() {
     assert_eq!(stalled[0].1[..], body(stream(2), 1, 300)[..]);
 }
 
+/// Appends under one number after the other until the ring takes no more and cannot grow; returns the number before the one
+/// that was refused then.
+async fn fill(journal: &Journal, append: impl Fn(u64) -> Result<(), JournalError>) -> u64 {
+    let mut number = 0;
+    loop {
+        match append(number + 1) {
+            Ok(()) => {}
+            Err(JournalError::Full) if journal.status().files == SETTINGS.files_max() => return number,
+            // Only a file that is about to be made is missing. A part may have been taken, so the number is not used again.
+            Err(JournalError::Full) => {}
+            Err(error) => panic!("{error}"),
+        }
+        number += 1;
+        journal.sync().await.unwrap();
+        tokio::task::yield_now().await;
+    }
+}
+
 #[test]
 fn a_full_ring_refuses_volumes_keeps_room_for_raft_and_recovers_by_trimming() {
     let disk = CrashDisk::new();
     let on = disk.clone();
     life(&disk, async move {
         let (journal, _) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
-        let mut number = 0;
-        loop {
-            match journal.append(stream(1), at(number + 1), &[1; 8000]) {
-                Ok(()) => number += 1,
-                Err(JournalError::Full) if journal.status().files == SETTINGS.files_max() => break,
-                Err(JournalError::Full) => {}
-                Err(error) => panic!("{error}"),
-            }
-            journal.sync().await.unwrap();
-            tokio::task::yield_now().await;
-        }
+        let number = fill(&journal, |number| journal.append(stream(1), at(number), &[1; 8000])).await;
         assert!(!journal.has_room(8000));
         journal.append(StreamId::Raft, at(1), &[2; 8000]).unwrap();
         journal.sync().await.unwrap();
@@ -498,20 +506,11 @@ fn waiting_for_room_in_a_full_ring_is_idle() {
     let on = disk.clone();
     life(&disk, async move {
         let (journal, _) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
-        let mut number = 0;
-        loop {
-            let both = journal.append(stream(1), at(number + 1), &[1; 8000]);
-            match both.and_then(|()| journal.append(stream(2), at(number + 1), &[2; 4000])) {
-                Ok(()) => {}
-                Err(JournalError::Full) if journal.status().files == SETTINGS.files_max() => break,
-                // Only a file that is about to be made is missing.
-                Err(JournalError::Full) => {}
-                Err(error) => panic!("{error}"),
-            }
-            number += 1;
-            journal.sync().await.unwrap();
-            tokio::task::yield_now().await;
-        }
+        let both = |number| {
+            journal.append(stream(1), at(number), &[1; 8000])?;
+            journal.append(stream(2), at(number), &[2; 4000])
+        };
+        let number = fill(&journal, both).await;
         // Raft takes what is kept for it, and with that the room to copy anything to.
         let mut logged = 1;
         while journal.append(StreamId::Raft, at(logged), &[3; 8000]).is_ok() {

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use cluster::{
     BLOCKS, Cluster, Process,
+    clouds::pause,
     guest::{Guest, Reference},
     run,
     support::{Crash, env},
@@ -23,12 +24,13 @@ use cluster::{
 use futures_util::future::{Either, select};
 use velum_node::{
     array::recover::Verify,
+    config::Size,
     journal::{InspectedRecord, RecordKind, StreamId, inspect},
     node::StartError,
 };
 use velum_protocol::{
     admin::{Request, ResizeVolume},
-    id::Lineage,
+    id::{Jseq, Lineage},
 };
 
 #[test]
@@ -303,4 +305,74 @@ fn a_volume_whose_durable_end_is_damaged_stays_closed_and_the_others_go_on() {
             }
         });
     }
+}
+
+fn set_clouds_away(cluster: &Cluster, away: bool) {
+    cluster.clouds.values().for_each(|cloud| cloud.away.set(away));
+}
+
+/// True when a write is acked within half a minute.
+async fn takes_a_write(process: &Process, guest: &mut Guest, reference: &mut Reference) -> bool {
+    let asked = Box::pin(guest.ask(reference.write(0, 64)));
+    match process.run(select(asked, Box::pin(pause(30_000)))).await {
+        Either::Left((answer, _)) => {
+            answer.unwrap();
+            true
+        }
+        Either::Right(_) => {
+            reference.forget_last();
+            false
+        }
+    }
+}
+
+/// Fills the ring while no cloud answers, and has it flushed when they do, but stops the machine after so many operations of
+/// its disk. True when it stopped before all was done.
+async fn flush_a_full_ring(cluster: &std::rc::Rc<Cluster>, reference: &mut Reference, operations: u64) -> bool {
+    cluster.config.borrow_mut().journal.bytes_max = Size::mib(4);
+    let process = cluster.founded().await;
+    set_clouds_away(cluster, true);
+    let mut guest = process.connect("demo").await;
+    while takes_a_write(&process, &mut guest, reference).await {}
+    drop(guest);
+    let stopped = cluster.disk.borrow().stopped();
+    cluster.disk.borrow().stop_after(operations);
+    set_clouds_away(cluster, false);
+    let flushed = process.run(select(Box::pin(stopped.notified()), Box::pin(pause(60_000)))).await;
+    let broken_off = matches!(flushed, Either::Left(_));
+    process.crash(Crash::Process);
+    broken_off
+}
+
+/// The process ended when everything in a full ring was at d2, but before the journal had noted that it was needed no more.
+/// Nothing was left to be flushed, so nothing ever made room, and the volume took no write again.
+#[test]
+fn a_full_ring_has_room_after_a_start_wherever_its_flush_was_broken_off() {
+    let mut without_a_flush = 0;
+    for operations in 1.. {
+        let broken_off = run(110, async |cluster| {
+            let mut reference = Reference::new(BLOCKS);
+            let broken_off = flush_a_full_ring(&cluster, &mut reference, operations).await;
+            set_clouds_away(&cluster, true);
+            let process = cluster.start().await;
+            let volume = process.state().volumes[&process.volume("demo")].clone();
+            let (last, durable) = (volume.head.last, volume.durable_jseq(2));
+            let all_durable = last > Jseq(0) && durable == last;
+            let mut guest = process.connect("demo").await;
+            let taken = takes_a_write(&process, &mut guest, &mut reference).await;
+            assert_eq!(taken, all_durable, "stopped after {operations} operations, {durable} of {last} at d2");
+            if all_durable {
+                without_a_flush += 1;
+            } else {
+                set_clouds_away(&cluster, false);
+                let mut guest = process.connect("demo").await;
+                assert!(takes_a_write(&process, &mut guest, &mut reference).await, "once it could be flushed");
+            }
+            broken_off
+        });
+        if !broken_off {
+            break;
+        }
+    }
+    assert!(without_a_flush > 0, "the test sees such a ring");
 }

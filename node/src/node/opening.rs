@@ -127,8 +127,9 @@ impl Assembly {
         let epoch = self.become_owner(id).await?;
         let covered = checkpoint.map_or(Seq(0), |checkpoint| checkpoint.seq);
         self.follow_records(id, &keys, covered, &mut map)?;
-        let needless = self.needless(id, &found.records)?;
-        let opening = self.with_volume(id, |volume| self.opening(volume, &keys, epoch, map, found))?;
+        let durable = self.durable(id)?;
+        let needless = last_needless(&found.records, durable);
+        let opening = self.with_volume(id, |volume| self.opening(volume, &keys, epoch, map, durable, found))?;
         let (volume, replayed) = Volume::open(&self.env, opening.ok_or(OpenVolumeError::NoKeys)?)?;
         if let Some(needless) = needless {
             self.journal.trim(StreamId::Volume(id), needless);
@@ -151,12 +152,10 @@ impl Assembly {
             .with(|state| state.volumes.get(&id).filter(|volume| !volume.deleted).map(read).ok_or(OpenError::Gone))
     }
 
-    /// The last record in the journal that is at d2. The process before may have ended before its trim was durable; without
-    /// another one, a ring full of such records never has room for the write that would bring the next trim.
-    fn needless(&self, id: VolumeId, records: &[(Position, Bytes)]) -> Result<Option<Position>, OpenError> {
+    /// The last position of a volume that is known to be at d2.
+    fn durable(&self, id: VolumeId) -> Result<Jseq, OpenError> {
         let quorum = self.metadata.with(|state| state.quorum);
-        let durable = self.with_volume(id, |volume| volume.durable_jseq(quorum))?;
-        Ok(records.iter().map(|(at, _)| *at).filter(|at| at.number <= durable.0).max())
+        self.with_volume(id, |volume| volume.durable_jseq(quorum))
     }
 
     async fn read_root(&self, keys: &KeySet, checkpoint: &CheckpointRef) -> Result<ExtentMap, OpenError> {
@@ -199,10 +198,9 @@ impl Assembly {
         keys: &KeySet,
         epoch: Epoch,
         map: ExtentMap,
+        durable: Jseq,
         found: Found,
     ) -> Option<Opening> {
-        let quorum = self.metadata.with(|state| state.quorum);
-        let durable = volume.durable_jseq(quorum);
         let place = |at: Position| (Epoch(at.epoch), Jseq(at.number));
         let stored = found.records.into_iter().map(|(at, record)| {
             let (epoch, jseq) = place(at);
@@ -231,6 +229,12 @@ impl Assembly {
             audit: Rc::clone(&self.audit),
         })
     }
+}
+
+/// The last record in the journal that is at d2. The process before may have ended before its trim was durable; without
+/// another one, a ring full of such records never has room for the write that would bring the next trim.
+fn last_needless(records: &[(Position, Bytes)], durable: Jseq) -> Option<Position> {
+    records.iter().map(|(at, _)| *at).filter(|at| at.number <= durable.0).max()
 }
 
 /// What the journal holds, volume by volume.

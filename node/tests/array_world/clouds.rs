@@ -104,6 +104,8 @@ pub(crate) struct MemoryCloud {
     by_id: RefCell<BTreeMap<ObjectId, String>>,
     pub(crate) eyes: RefCell<Option<Eyes>>,
     pub(crate) away: Cell<bool>,
+    /// Objects of this kind are not taken, whatever else is.
+    pub(crate) refused: Cell<Option<ObjectKind>>,
     /// Requests out of a hundred that fail; half of them after they took effect.
     pub(crate) failures: Cell<u64>,
     pub(crate) latency_ms: Cell<u64>,
@@ -125,6 +127,7 @@ impl MemoryCloud {
             by_id: RefCell::default(),
             eyes: RefCell::default(),
             away: Cell::new(false),
+            refused: Cell::default(),
             failures: Cell::new(0),
             latency_ms: Cell::new(5),
             rng,
@@ -169,6 +172,16 @@ impl MemoryCloud {
     pub(crate) fn wipe(&self) {
         self.objects.borrow_mut().clear();
         self.by_id.borrow_mut().clear();
+    }
+
+    /// Takes an object, unless it is of a kind that is refused.
+    fn take(&self, name: &str, body: Bytes) -> Result<(), CloudStoreError> {
+        let kind = self.eyes.borrow().as_ref().and_then(|eyes| eyes.identify(&body)).map(|id| id.kind);
+        if kind.is_some() && kind == self.refused.get() {
+            return Err(CloudStoreError::Refused("not of this kind".into()));
+        }
+        self.keep(name, body);
+        Ok(())
     }
 
     fn keep(&self, name: &str, body: Bytes) {
@@ -295,10 +308,7 @@ fn found(cloud: &MemoryCloud, name: &str) -> Result<Bytes, CloudStoreError> {
 impl CloudStore for Link {
     fn put(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
         let name = name.to_owned();
-        self.request(move |cloud| {
-            cloud.keep(&name, body);
-            Ok(())
-        })
+        self.request(move |cloud| cloud.take(&name, body))
     }
 
     fn create(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
@@ -307,8 +317,7 @@ impl CloudStore for Link {
             if found(cloud, &name).is_ok() {
                 return Err(CloudStoreError::AlreadyExists);
             }
-            cloud.keep(&name, body);
-            Ok(())
+            cloud.take(&name, body)
         })
     }
 

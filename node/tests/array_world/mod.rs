@@ -187,7 +187,7 @@ pub(crate) struct World {
     pub(crate) state: Rc<RefCell<State>>,
     pub(crate) journal: Rc<Journal>,
     pub(crate) keyring: Keyring,
-    pub(crate) settings: ArraySettings,
+    pub(crate) settings: Cell<ArraySettings>,
     pub(crate) raft_failures: Rc<Cell<u64>>,
     secret: [u8; 32],
     entropy: Rc<Cell<u64>>,
@@ -245,7 +245,7 @@ impl World {
             state: Rc::new(RefCell::new(state)),
             journal: Rc::default(),
             keyring: cluster.keyring,
-            settings: settings(),
+            settings: Cell::new(settings()),
             raft_failures: Rc::default(),
             secret: key,
             entropy,
@@ -320,8 +320,16 @@ impl World {
         let map = rebuild(&copies, &self.keys(), &state).await;
         let port = Port::open(VOLUME, epoch, Rc::clone(&env.clock), Rc::clone(&self.journal), map, state.head.last);
         let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
-        let context =
-            ArrayContext::new(&env, NodeId(1), metadata, self.keyring.clone(), set, audit, metrics, self.settings);
+        let context = ArrayContext::new(
+            &env,
+            NodeId(1),
+            metadata,
+            self.keyring.clone(),
+            set,
+            audit,
+            metrics,
+            self.settings.get(),
+        );
         let array = VolumeArray::start(&context, VOLUME, epoch, port.clone()).unwrap();
         let catalogue = Catalogue::start(&context);
         retire::start(&context, &catalogue);
