@@ -128,7 +128,12 @@ async fn volumes(backend: &dyn Backend, wishes: &Wishes, created: bool) -> Resul
     let (name, size) = match (&wishes.volume, &wishes.first_volume) {
         (Some(name), first) => (name, wishes.size.or_else(|| first.as_ref().map(|(_, size)| *size))),
         (None, Some((name, size))) if created => (name, Some(wishes.size.unwrap_or(*size))),
-        (None, _) => return no_other_size(present, wishes.size),
+        (None, _) => {
+            if present.is_empty() {
+                output::say("there is no volume yet: make one with `velum volume create NAME --size SIZE`");
+            }
+            return no_other_size(present, wishes.size);
+        }
     };
     if let Some(found) = present.iter().find(|volume| volume.name == *name) {
         let size_bytes = found.size_bytes;

@@ -21,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What can be done with volumes.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Volume {
-    /// Make a volume; it may be used at once by whoever made it
+    /// Make a volume. Guests on TCP may use it at once, users of a unix socket when `volume allow` names them
     Create {
         /// 1 to 63 of a-z, 0-9, dot, dash and underscore; also its NBD export name
         #[arg(value_parser = volume_name)]

@@ -71,8 +71,14 @@ fn every_metric_is_documented() {
 #[test]
 fn metric_names_have_their_unit_last() {
     let units = ["bytes", "seconds", "total", "records", "objects", "requests", "sessions", "seq", "index", "blocks"];
-    let states =
-        ["velum_node_build", "velum_journal_poisoned", "velum_raft_term", "velum_raft_leader", "velum_cloud_up"];
+    let states = [
+        "velum_node_build",
+        "velum_journal_poisoned",
+        "velum_raft_term",
+        "velum_raft_leader",
+        "velum_raft_halted",
+        "velum_cloud_up",
+    ];
     let wrong = registered().into_iter().filter(|name| {
         let last = name.rsplit('_').next().unwrap_or_default();
         !units.contains(&last) && !states.contains(&name.as_str())

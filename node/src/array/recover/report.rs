@@ -8,7 +8,8 @@ use velum_protocol::id::{ClusterId, Incarnation};
 /// The whole report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The cluster.
+    /// The cluster; in hexadecimal, as everywhere people and programs read it.
+    #[serde(serialize_with = "in_hex")]
     pub cluster: ClusterId,
     /// The incarnation that begins.
     pub incarnation: Incarnation,
@@ -54,6 +55,10 @@ pub struct VolumeReport {
     pub checkpoint: u64,
     /// Objects of it that no cloud can give any more.
     pub lost: Vec<String>,
+}
+
+fn in_hex<S: serde::Serializer>(cluster: &ClusterId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(cluster)
 }
 
 /// Lines of detail kept per cloud; the counts go on.

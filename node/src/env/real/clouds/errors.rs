@@ -49,6 +49,7 @@ pub(super) fn sort(error: &Error) -> CloudStoreError {
 
 fn by_status(status: u16, saying: String) -> CloudStoreError {
     match status {
+        401 | 403 => CloudStoreError::Denied(saying),
         429 | 503 => CloudStoreError::Throttled(saying),
         408 | 425 | 500..=599 => CloudStoreError::Unavailable(saying),
         300..=399 => CloudStoreError::Refused(format!("{saying}: a redirect, which is not followed")),
