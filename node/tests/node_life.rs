@@ -155,6 +155,30 @@ fn a_loss_of_power_changes_the_lineage_once_also_when_it_leaves_no_trace() {
     }
 }
 
+/// Writes that a barrier had covered were dropped without a word when nothing had been written behind the barrier, for only
+/// later records tell how far the journal was synced.
+#[test]
+fn damage_of_the_journals_end_changes_the_lineage_also_within_one_boot() {
+    run(49, async |cluster| {
+        let (process, reference, before) = with_unsynced_writes(&cluster).await;
+        let mut guest = process.connect("demo").await;
+        process.run(guest.barrier()).await.unwrap();
+        drop(guest);
+        process.crash(Crash::Process);
+        let disk = cluster.disk.borrow().clone();
+        let is_journal = |path: &std::path::PathBuf| path.starts_with(cluster.layout().journal());
+        let end = |path: &std::path::PathBuf| disk.bytes(path).iter().rposition(|byte| *byte != 0).unwrap_or(0);
+        let newest = disk.paths().into_iter().filter(is_journal).max_by_key(end).unwrap();
+        let place = end(&newest) - 30_000;
+        disk.damage(&newest, |bytes| bytes[place] ^= 1);
+        let process = cluster.start().await;
+        assert!(lineage(&process) > before);
+        let mut guest = process.connect("demo").await;
+        let image = process.run(guest.image()).await.unwrap();
+        assert!(reference.expect_prefix(&image, 0) < reference.len(), "the test loses something");
+    });
+}
+
 #[test]
 fn a_clean_stop_keeps_the_lineage_through_a_reboot() {
     run(50, async |cluster| {

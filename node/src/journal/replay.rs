@@ -27,7 +27,7 @@ pub struct Replay {
     pub records: BTreeMap<StreamId, Vec<(Position, Bytes)>>,
     /// Damage to what had been durable. Owners whose records do not join up must not go on as if nothing was missing.
     pub damage: Vec<Damage>,
-    /// An unfinished end that was dropped. Nothing in it had been acked as durable.
+    /// An unfinished end that was dropped. Nothing in it is known to have been acked as durable.
     pub torn: Option<Torn>,
     /// There was no journal and a new one was made.
     pub created: bool,
@@ -51,6 +51,13 @@ pub struct Loss {
 }
 
 impl Replay {
+    /// True when whole records were dropped with the end. A process that is killed leaves at most its last record unfinished, so
+    /// within one boot of the machine this is damage, of acked writes and perhaps of synced ones.
+    #[must_use]
+    pub fn drops_records(&self) -> bool {
+        self.torn.is_some_and(|torn| torn.records > 0)
+    }
+
     /// What damage may have taken from a stream.
     #[must_use]
     pub fn loss(&self, stream: StreamId) -> Loss {

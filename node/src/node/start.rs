@@ -176,7 +176,8 @@ impl Node {
             assemble(env, config, (lock, boot), (keyring, identity), journal, (consensus, metadata), metrics).await?;
         node.begin(&replay);
         // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
-        let opening = node.open(unsynced == Unsynced::Doubtful && !replay.created, replay);
+        let is_doubtful = (unsynced == Unsynced::Doubtful && !replay.created) || replay.drops_records();
+        let opening = node.open(is_doubtful, replay);
         match select(Box::pin(opening), Box::pin(node.failed())).await {
             Either::Left((opened, _)) => opened?,
             Either::Right((cause, _)) => return Err(JournalError::Poisoned { cause: cause.into() }.into()),
@@ -292,10 +293,15 @@ impl Assembly {
             );
         }
         if let Some(torn) = &replay.torn {
-            tracing::info!(
-                records = torn.records,
-                "dropped an unfinished end of the journal; nothing in it was acked as durable"
-            );
+            if replay.drops_records() {
+                tracing::warn!(
+                    records = torn.records,
+                    at = ?torn.at,
+                    "dropped the end of the journal behind a place that cannot be read: acked writes may be lost, lineages change"
+                );
+            } else {
+                tracing::info!("dropped an unfinished end of the journal");
+            }
         }
         actor::spawn((*self.clouds).clone().watch(Rc::clone(&self.env.clock)));
         gauges::start(self);
