@@ -79,6 +79,8 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
             Depth::Full => Verify::Full,
         },
     };
+    // Before anything is claimed in the clouds: a claim fences a node that may still live.
+    files::create_folder(&dir)?;
     let report = serve::on_node_thread(async {
         let env = serve::environment()?;
         let spinner = output::spinner("recovering");
@@ -106,7 +108,6 @@ async fn adopt(
     resolved: &NodeConfig,
     found: &Recovered,
 ) -> Result<(), Failure> {
-    files::create_folder(dir)?;
     let adopted = node::adopt(env, resolved, &found.identity, &found.keyring, &found.state).await;
     adopted.map_err(|error| Failure::told(&error))?;
     files::replace(&dir.join(CONFIG_NAME), settings::written("velum recover", config).as_bytes())
