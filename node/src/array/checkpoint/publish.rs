@@ -89,11 +89,15 @@ async fn leave_behind(
     cloud: &Cloud,
     checkpoint: &CheckpointRef,
 ) -> Result<(), PublishError> {
+    let cursor = cursor(context, cloud.name());
+    // After a recovery no cursor is known, and what the cloud has may be all that leads to the newest state.
+    if cursor == Seq(0) {
+        return Ok(());
+    }
     if life::ask(&context.array).await != Life::Newest {
         return Err(PublishError::LifeUnknown);
     }
-    // Some more may be there of a step that broke off, be it the first.
-    let cursor = cursor(context, cloud.name());
+    // Some more may be there of a step that broke off.
     let through = checkpoint.seq.min(Seq(cursor.0.saturating_add(RECORDS_PER_STEP)));
     Ok(records::sweep(&context.array, keys, cloud, Start::Search(GAP), through).await?)
 }
