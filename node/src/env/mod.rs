@@ -16,7 +16,7 @@ pub mod real;
 
 pub use clock::{Clock, Instant, WallTime};
 pub use cloud::{CloudStore, CloudStoreError, Clouds};
-pub use compute::Compute;
+pub use compute::{Compute, Urgency};
 pub use disk::{Disk, File, OpenMode};
 pub use entropy::Entropy;
 pub use map::FixedMap;

@@ -29,7 +29,7 @@ use velum_node::{
     audit::Audit,
     cloud::{Cloud, CloudSet},
     env::{
-        Clock, Compute, Disk, Entropy, Env, File, Instant, Listener, Local, Network, OpenMode, WallTime,
+        Clock, Compute, Disk, Entropy, Env, File, Instant, Listener, Local, Network, OpenMode, Urgency, WallTime,
         network::Address,
     },
     extent::ExtentMap,
@@ -108,7 +108,7 @@ impl Entropy for Counting {
 struct Inline;
 
 impl Compute for Inline {
-    fn run(&self, job: Box<dyn FnOnce() + Send>) -> Local<()> {
+    fn run(&self, _: Urgency, job: Box<dyn FnOnce() + Send>) -> Local<()> {
         job();
         Box::pin(async { pause(1).await })
     }

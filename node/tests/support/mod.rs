@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, future};
 use velum_node::env::{
     Clock, CloudStore, CloudStoreError, Clouds, Compute, Disk, Entropy, Env, File, Instant, Listener, Local, Network,
-    OpenMode, WallTime, network::Address,
+    OpenMode, Urgency, WallTime, network::Address,
 };
 use velum_protocol::id::BootId;
 
@@ -466,7 +466,7 @@ impl Clouds for Nothing {
 }
 
 impl Compute for Nothing {
-    fn run(&self, job: Box<dyn FnOnce() + Send>) -> Local<()> {
+    fn run(&self, _: Urgency, job: Box<dyn FnOnce() + Send>) -> Local<()> {
         job();
         now(())
     }

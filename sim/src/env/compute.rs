@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use velum_node::env::{Compute, Local};
+use velum_node::env::{Compute, Local, Urgency};
 
 use crate::{rng::Rng, runtime::sleep};
 
@@ -21,7 +21,7 @@ impl NodeCompute {
 }
 
 impl Compute for NodeCompute {
-    fn run(&self, job: Box<dyn FnOnce() + Send>) -> Local<()> {
+    fn run(&self, _: Urgency, job: Box<dyn FnOnce() + Send>) -> Local<()> {
         let delay_ms = self.rng.below(self.delay_ms_max + 1);
         Box::pin(async move {
             if delay_ms > 0 {

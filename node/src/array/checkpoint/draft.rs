@@ -191,7 +191,7 @@ async fn store(
 async fn seal_page(context: &VolumeContext, keys: &KeySet, page: PagePlan) -> Option<(ObjectRef, Bytes)> {
     let (fresh, incarnation) = (context.array.env.entropy.fresh32(), context.array.incarnation());
     let keys = keys.clone();
-    compute::call(&*context.array.env.compute, move || {
+    compute::call_background(&*context.array.env.compute, move || {
         let newest = keys.newest()?;
         Some(keys.seal_page(&fresh, newest, (incarnation, page.number), &page.payload))
     })

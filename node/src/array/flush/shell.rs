@@ -174,7 +174,7 @@ async fn store_segment(
     let fresh = array.env.entropy.fresh32();
     let bytes: u64 = plan.iter().flat_map(|frame| &frame.blocks).map(|block| block.len() as u64).sum();
     let began = array.env.clock.now();
-    let sealing = compute::call(&*array.env.compute, {
+    let sealing = compute::call_background(&*array.env.compute, {
         let keys = keys.clone();
         move || keys.newest().map(|newest| keys.seal_segment(&fresh, newest, epoch, (incarnation, number), &plan))
     });
@@ -253,7 +253,7 @@ async fn seal(context: &VolumeContext, window: &Window, head: Head, body: &Body)
     let place = (context.array.incarnation(), head.seq.next());
     let fresh = context.array.env.entropy.fresh32();
     let body = body.clone();
-    let sealing = compute::call(&*context.array.env.compute, move || {
+    let sealing = compute::call_background(&*context.array.env.compute, move || {
         keys.newest().map(|newest| keys.seal_record(&fresh, newest, place, &link, &body))
     });
     let record = sealing.await?;

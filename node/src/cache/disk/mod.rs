@@ -273,7 +273,7 @@ impl Shared {
             .into_iter()
             .map(|(slot, fill)| (self.bind(slot, &fill.at), self.env.entropy.fresh32(), fill))
             .collect();
-        compute::call(&*self.env.compute, move || {
+        compute::call_background(&*self.env.compute, move || {
             let mut sealed = Vec::with_capacity(jobs.len() * SLOT_BYTES);
             for (bind, fresh, fill) in jobs {
                 fill.key.seal_into(&fresh, &bind.aad(), &fill.contents, &mut sealed);

@@ -14,7 +14,8 @@ use velum_protocol::id::{Incarnation, KeyEpoch, ObjectNumber, VolumeId};
 use super::*;
 use crate::{
     env::{
-        Clock, Clouds, Compute, Disk, Entropy, File, Listener, Local, Network, OpenMode, WallTime, network::Address,
+        Clock, Clouds, Compute, Disk, Entropy, File, Listener, Local, Network, OpenMode, Urgency, WallTime,
+        network::Address,
     },
     keyring::{ProviderSecret, create_cluster},
 };
@@ -158,7 +159,7 @@ impl Entropy for Rest {
 }
 
 impl Compute for Rest {
-    fn run(&self, job: Box<dyn FnOnce() + Send>) -> Local<()> {
+    fn run(&self, _: Urgency, job: Box<dyn FnOnce() + Send>) -> Local<()> {
         job();
         ready(())
     }

@@ -43,8 +43,8 @@ pub(super) struct RealDisk {
 impl RealDisk {
     pub(super) fn start() -> io::Result<Self> {
         Ok(Self {
-            io: Rc::new(Pool::start("disk", IO_THREADS, JOBS_MAX)?),
-            sync: Rc::new(Pool::start("sync", SYNC_THREADS, JOBS_MAX)?),
+            io: Rc::new(Pool::start("disk", IO_THREADS, JOBS_MAX, || ())?),
+            sync: Rc::new(Pool::start("sync", SYNC_THREADS, JOBS_MAX, || ())?),
         })
     }
 }

@@ -11,6 +11,7 @@ mod disk;
 mod entropy;
 mod network;
 mod pool;
+mod priority;
 
 use std::{io, num::NonZero, rc::Rc, thread};
 

@@ -32,13 +32,16 @@ struct State {
 const POISON: &str = "the queue's lock is held for a push or a pop only, and neither panics";
 
 impl Pool {
-    /// Starts `threads` threads. A job past `jobs_max` waits, without blocking its caller, until one before it is done.
-    pub(super) fn start(name: &str, threads: usize, jobs_max: usize) -> io::Result<Self> {
+    /// Starts `threads` threads, each of which calls `begin` first. A job past `jobs_max` waits, without blocking its caller, until one before it is done.
+    pub(super) fn start(name: &str, threads: usize, jobs_max: usize, begin: fn()) -> io::Result<Self> {
         let state = Mutex::new(State { jobs: VecDeque::new(), closed: false });
         let queue = Arc::new(Queue { state, filled: Condvar::new() });
         for number in 0..threads {
             let queue = Arc::clone(&queue);
-            thread::Builder::new().name(format!("{name}-{number}")).spawn(move || queue.work())?;
+            thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
+                begin();
+                queue.work();
+            })?;
         }
         Ok(Self { queue, room: Arc::new(Semaphore::new(jobs_max)) })
     }
@@ -106,14 +109,14 @@ mod tests {
 
     #[tokio::test]
     async fn more_jobs_than_there_is_room_for_all_run() {
-        let pool = Pool::start("test", 2, 3).unwrap();
+        let pool = Pool::start("test", 2, 3, || ()).unwrap();
         let results = join_all((0..50).map(|number| pool.call(move || number * 2))).await;
         assert_eq!(results, (0..50).map(|number| number * 2).collect::<Vec<_>>());
     }
 
     #[tokio::test]
     async fn a_job_whose_caller_went_away_still_runs() {
-        let pool = Pool::start("test", 1, 3).unwrap();
+        let pool = Pool::start("test", 1, 3, || ()).unwrap();
         let ran = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&ran);
         drop(pool.call(move || counted.fetch_add(1, Ordering::SeqCst)));

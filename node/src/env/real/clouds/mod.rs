@@ -1,6 +1,7 @@
 //! Object stores. This folder is the only place that names `object_store` and its HTTP client.
 //!
-//! Requests run on a tokio runtime with threads of its own: signing, TLS and hashing a body never hold up the node's thread.
+//! Requests run on tokio runtimes with threads of their own: signing, TLS and hashing a body never hold up the node's thread.
+//! What fetches has a runtime, for a guest may wait for it; what stores and deletes has another one that yields to guests.
 //! Dropping a request's future cancels the request.
 
 mod errors;
@@ -15,17 +16,20 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::env::{CloudStore, CloudStoreError, Clouds, Local};
+use super::priority;
+use crate::env::{CloudStore, CloudStoreError, Clouds, Local, Urgency};
 
-/// Threads that run requests.
+/// Threads that run requests of each urgency.
 const THREADS: usize = 2;
 
 pub(super) struct RealClouds(Arc<Threads>);
 
 impl RealClouds {
     pub(super) fn start() -> io::Result<Self> {
-        let runtime = Builder::new_multi_thread().worker_threads(THREADS).thread_name("cloud").enable_all().build()?;
-        Ok(Self(Arc::new(Threads(Some(runtime)))))
+        Ok(Self(Arc::new(Threads {
+            guest: Some(runtime("cloud-get", || ())?),
+            background: Some(runtime("cloud-put", priority::yield_to_guests)?),
+        })))
     }
 }
 
@@ -36,13 +40,28 @@ impl Clouds for RealClouds {
     }
 }
 
-/// The runtime of the requests.
-struct Threads(Option<Runtime>);
+fn runtime(name: &str, begin: fn()) -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(THREADS).thread_name(name).on_thread_start(begin).enable_all().build()
+}
+
+/// The runtimes of the requests.
+struct Threads {
+    guest: Option<Runtime>,
+    background: Option<Runtime>,
+}
 
 impl Threads {
     /// Starts `work`; dropping what is given cancels it. `None` when the runtime is going down.
-    fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Local<Option<T>> {
-        let handle: &Handle = self.0.as_ref().expect("the runtime is there until the last store is dropped").handle();
+    fn run<T: Send + 'static>(
+        &self,
+        urgency: Urgency,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Local<Option<T>> {
+        let runtime = match urgency {
+            Urgency::Guest => &self.guest,
+            Urgency::Background => &self.background,
+        };
+        let handle: &Handle = runtime.as_ref().expect("a runtime is there until the last store is dropped").handle();
         let task = Cancelling(handle.spawn(work));
         Box::pin(async move { task.await.ok() })
     }
@@ -50,8 +69,8 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            // The node's thread runs in a runtime of its own, where waiting for this one is not allowed.
+        for runtime in [self.guest.take(), self.background.take()].into_iter().flatten() {
+            // The node's thread runs in a runtime of its own, where waiting for another one is not allowed.
             runtime.shutdown_background();
         }
     }

@@ -10,7 +10,7 @@ use object_store::{
 };
 
 use super::{Threads, errors, open::Opened};
-use crate::env::{CloudStore, CloudStoreError, Local};
+use crate::env::{CloudStore, CloudStoreError, Local, Urgency};
 
 /// A listing longer than this does not end, or is of a bucket that is not ours.
 const LISTED_MAX: usize = 1_000_000;
@@ -38,6 +38,7 @@ impl Store {
     /// Runs a request of one object.
     fn request<T, F>(
         &self,
+        urgency: Urgency,
         name: &str,
         request: impl FnOnce(Arc<Inner>, Path) -> F + Send + 'static,
     ) -> Local<Answer<T>>
@@ -47,7 +48,7 @@ impl Store {
     {
         let inner = Arc::clone(&self.inner);
         let path = inner.path(name);
-        let work = self.threads.run(async move {
+        let work = self.threads.run(urgency, async move {
             inner.check_root()?;
             request(inner, path?).await
         });
@@ -57,15 +58,21 @@ impl Store {
 
 impl CloudStore for Store {
     fn put(&self, name: &str, body: Bytes) -> Local<Answer<()>> {
-        self.request(name, |inner, path| async move { inner.put(&path, body, PutMode::Overwrite).await })
+        self.request(Urgency::Background, name, |inner, path| async move {
+            inner.put(&path, body, PutMode::Overwrite).await
+        })
     }
 
     fn create(&self, name: &str, body: Bytes) -> Local<Answer<()>> {
-        self.request(name, |inner, path| async move { inner.put(&path, body, PutMode::Create).await })
+        self.request(
+            Urgency::Background,
+            name,
+            |inner, path| async move { inner.put(&path, body, PutMode::Create).await },
+        )
     }
 
     fn get(&self, name: &str, bytes_max: u64) -> Local<Answer<Bytes>> {
-        self.request(name, move |inner, path| async move {
+        self.request(Urgency::Guest, name, move |inner, path| async move {
             let result =
                 inner.store.get_opts(&path, GetOptions::default()).await.map_err(|error| errors::sort(&error))?;
             let size = result.meta.size;
@@ -80,17 +87,17 @@ impl CloudStore for Store {
     }
 
     fn get_range(&self, name: &str, range: Range<u64>) -> Local<Answer<Bytes>> {
-        self.request(name, move |inner, path| async move { inner.get_range(&path, range).await })
+        self.request(Urgency::Guest, name, move |inner, path| async move { inner.get_range(&path, range).await })
     }
 
     fn head(&self, name: &str) -> Local<Answer<u64>> {
-        self.request(name, |inner, path| async move {
+        self.request(Urgency::Background, name, |inner, path| async move {
             Ok(inner.store.head(&path).await.map_err(|error| errors::sort(&error))?.size)
         })
     }
 
     fn delete(&self, name: &str) -> Local<Answer<()>> {
-        self.request(name, |inner, path| async move {
+        self.request(Urgency::Background, name, |inner, path| async move {
             match inner.store.delete(&path).await.map_err(|error| errors::sort(&error)) {
                 Err(CloudStoreError::NotFound) => Ok(()),
                 other => other,
@@ -100,7 +107,9 @@ impl CloudStore for Store {
 
     fn list(&self, prefix: &str, after: &str, count_max: usize) -> Local<Answer<Vec<String>>> {
         let after = after.to_owned();
-        self.request(prefix, move |inner, path| async move { inner.list(&path, &after, count_max).await })
+        self.request(Urgency::Background, prefix, move |inner, path| async move {
+            inner.list(&path, &after, count_max).await
+        })
     }
 }
 

@@ -11,7 +11,9 @@ use velum_protocol::format::metadata::Right;
 
 use super::*;
 use crate::{
-    env::{Clock, CloudStore, CloudStoreError, Clouds, Compute, Disk, Entropy, File, Local, Network, OpenMode},
+    env::{
+        Clock, CloudStore, CloudStoreError, Clouds, Compute, Disk, Entropy, File, Local, Network, OpenMode, Urgency,
+    },
     limits::SESSIONS_MAX,
     metrics::Metrics,
     server::fakes::{ManualClock, Table},
@@ -73,7 +75,7 @@ impl Entropy for Untouched {
 }
 
 impl Compute for Untouched {
-    fn run(&self, _job: Box<dyn FnOnce() + Send>) -> Local<()> {
+    fn run(&self, _urgency: Urgency, _job: Box<dyn FnOnce() + Send>) -> Local<()> {
         unreachable!("a door has no heavy jobs")
     }
 }
