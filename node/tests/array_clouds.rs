@@ -504,6 +504,24 @@ fn nothing_is_flushed_or_checkpointed_before_a_quorum_of_clouds_shows_the_volume
     });
 }
 
+/// A flush waited until the clouds showed the newest change of the volume; with changes that came faster than clouds take a
+/// record of the catalogue it waited for ever.
+#[test]
+fn steady_changes_of_an_acl_hold_no_flush_up() {
+    run(55, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        world.clouds.values().for_each(|cloud| cloud.latency_ms.set(200));
+        scribble(&world, &process, 60);
+        for change in 0..400 {
+            let entry = AclEntry { principal: format!("uid:{change}"), range: None, right: Right::Write };
+            world.apply(Command::SetAcl { volume: VOLUME, entry });
+            process.work(50).await;
+        }
+        assert_eq!(process.port.durable_last(), Jseq(60));
+    });
+}
+
 /// Random work, faults, outages and crashes; at the end every pair of clouds gives back a prefix that reaches d2.
 fn torment(seed: u64) {
     println!("seed {seed}");

@@ -208,13 +208,12 @@ impl VolumeContext {
             || self.state(|state| state.deleted || state.epoch != self.epoch).unwrap_or(true)
     }
 
-    /// Completes when enough clouds show the volume in their catalogue as it is, or when it is over. A recovery knows keys
-    /// and sizes from the catalogue alone: what is sealed for a volume before that would be lost with the nodes.
+    /// Completes when enough clouds show the volume in their catalogue as it is now, or when it is over. A recovery knows keys
+    /// and sizes from the catalogue alone: what is sealed for a volume before that would be lost with the nodes. Changes that
+    /// come meanwhile are not waited for: what the caller has in hand is from before them.
     pub(crate) async fn described(&self) {
-        while let Some(change) = self.state(|state| state.described)
-            && !self.is_over()
-            && !self.array.shown.has(change)
-        {
+        let Some(change) = self.state(|state| state.described) else { return };
+        while !self.is_over() && !self.array.shown.has(change) {
             let (shown, look) = (self.array.shown.reaches(change), self.array.env.clock.sleep(LOOK_INTERVAL));
             select(pin!(shown), pin!(look)).await;
         }
