@@ -207,9 +207,7 @@ impl VolumeArray {
         let handle = actor::start(Rc::clone(&self.context.array.env.clock), machine, shell);
         assert!(self.wiring.sequence.set(handle.clone()).is_ok(), "started once");
         handle.call(sequence::Input::Head(state.head.seq));
-        if let Some(last) = last_position(state, durable) {
-            self.context.port.durable(last);
-        }
+        self.context.port.durable(state.last_position(durable));
     }
 
     fn start_flush(&self, state: &VolumeState) {
@@ -271,7 +269,7 @@ impl VolumeArray {
     /// Enough clouds have passed a record.
     fn durable(&self, seq: Seq) {
         let exposed = self.context.port.dirty().exposed_since;
-        let Some(last) = self.context.state(|state| last_position(state, seq)).flatten() else { return };
+        let Some(last) = self.context.state(|state| state.last_position(seq)) else { return };
         self.context.port.durable(last);
         if let Some(since) = exposed {
             let age = self.context.array.env.clock.now().since(since);
@@ -291,15 +289,6 @@ impl VolumeArray {
     fn checkpoint_handle(&self) -> &Handle<checkpoint::Input> {
         self.wiring.checkpoint.get().expect("started with the array")
     }
-}
-
-/// The last journal position of everything up to `seq`, as far as the metadata tells: records behind a checkpoint are not
-/// kept, and their positions need not be known, for a later record covers them.
-fn last_position(state: &VolumeState, seq: Seq) -> Option<velum_protocol::id::Jseq> {
-    if seq == state.head.seq {
-        return Some(state.head.last).filter(|_| seq > Seq(0));
-    }
-    state.records.range(..=seq).next_back().map(|(_, record)| record.last)
 }
 
 fn lag(state: &VolumeState, cloud: &CloudName) -> CloudLag {

@@ -260,20 +260,24 @@ impl VolumeState {
         cursors.get(place).copied().unwrap_or_default()
     }
 
+    /// The last journal position of everything up to `seq`, as far as it is known here: records that a checkpoint covers are
+    /// gone, and where they ended is told by the first one left.
+    #[must_use]
+    pub fn last_position(&self, seq: Seq) -> Jseq {
+        if seq >= self.head.seq {
+            return self.head.last;
+        }
+        if let Some((_, record)) = self.records.range(..=seq).next_back() {
+            return record.last;
+        }
+        let left = self.records.first_key_value().filter(|(first, _)| **first == seq.next());
+        left.map_or(Jseq(0), |(_, record)| Jseq(record.first.0.saturating_sub(1)))
+    }
+
     /// The last journal position that is known to be at d2.
     #[must_use]
     pub fn durable_jseq(&self, quorum: u32) -> Jseq {
-        let durable = self.durable_seq(quorum);
-        if durable == self.head.seq {
-            return self.head.last;
-        }
-        // Records that a checkpoint covers are gone from here; the first one left says where they ended.
-        let covered = self.checkpoint.as_ref().filter(|checkpoint| checkpoint.seq == durable);
-        match (self.records.get(&durable), covered, self.records.values().next()) {
-            (Some(record), ..) => record.last,
-            (None, Some(_), Some(first_left)) => Jseq(first_left.first.0.saturating_sub(1)),
-            _ => Jseq(0),
-        }
+        self.last_position(self.durable_seq(quorum))
     }
 }
 
