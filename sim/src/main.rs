@@ -5,17 +5,17 @@ use std::{
     process::ExitCode,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use velum_sim::{
     minimise::minimise,
     plan::Options,
     planted::{self, Planted},
-    report::{Summary, reproduce},
+    report::{Goal, Summary, reproduce},
     rng::Rng,
     runtime::Run,
     trace::Printer,
@@ -45,20 +45,7 @@ enum Command {
         planted: Option<Planted>,
     },
     /// Run fresh seeds for some time.
-    Soak {
-        /// Wall time to spend.
-        #[arg(long, default_value_t = 10)]
-        minutes: u64,
-        /// The first seed; drawn when not given.
-        #[arg(long)]
-        seed_from: Option<u64>,
-        /// Worlds at once.
-        #[arg(long, default_value_t = 2)]
-        jobs: usize,
-        /// Stop at the first seed that fails.
-        #[arg(long)]
-        fail_fast: bool,
-    },
+    Soak(Soak),
     /// Run the world of one seed twice and compare the traces.
     Twice {
         /// The seed.
@@ -79,19 +66,48 @@ enum Command {
         /// Wall time to spend on one bug at most.
         #[arg(long, default_value_t = 2)]
         minutes: u64,
+        /// Wall time to spend on all of them at most: what is not found by then counts as not found.
+        #[arg(long, default_value_t = 60)]
+        minutes_total: u64,
+        /// Bugs looked for at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
         /// Only this one.
         #[arg(long)]
         bug: Option<Planted>,
     },
 }
 
+#[derive(Args)]
+struct Soak {
+    /// Wall time to spend.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// The first seed; drawn when not given.
+    #[arg(long)]
+    seed_from: Option<u64>,
+    /// Worlds at once.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Stop at the first seed that fails.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Worlds that should be reached. With a goal, less than a fifth of it fails, and so does a kind of fault that no
+    /// world had.
+    #[arg(long)]
+    goal_seeds: Option<u64>,
+    /// Simulated hours that should be reached, judged likewise.
+    #[arg(long)]
+    goal_hours: Option<u64>,
+}
+
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run { seed, trace, planted } => run(seed, trace, planted),
-        Command::Soak { minutes, seed_from, jobs, fail_fast } => soak(minutes, seed_from, jobs, fail_fast),
+        Command::Soak(soak) => soak.run(),
         Command::Twice { seed } => twice(seed),
         Command::Minimise { seed, minutes } => make_smaller(seed, minutes),
-        Command::Planted { minutes, bug } => find_planted(minutes, bug),
+        Command::Planted { minutes, minutes_total, jobs, bug } => find_planted(minutes, minutes_total, jobs, bug),
     }
 }
 
@@ -100,8 +116,8 @@ fn say(text: &str) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command measures its own wall time; worlds have their own clock")]
-fn now() -> std::time::Instant {
-    std::time::Instant::now()
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn printer(trace: bool) -> Option<Printer> {
@@ -139,42 +155,66 @@ trait ElapsedNow {
     fn elapsed_now(&self) -> Duration;
 }
 
-impl ElapsedNow for std::time::Instant {
+impl ElapsedNow for Instant {
     fn elapsed_now(&self) -> Duration {
         now().duration_since(*self)
     }
 }
 
-fn soak(minutes: u64, seed_from: Option<u64>, jobs: usize, fail_fast: bool) -> ExitCode {
-    let seed_from = seed_from.unwrap_or_else(fresh_seed);
-    say(&format!("seeds from {seed_from}"));
-    let (began, limit) = (now(), Duration::from_secs(minutes * 60));
-    let next = AtomicU64::new(seed_from);
-    let stop = AtomicBool::new(false);
-    let total = Mutex::new(Summary::default());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(|| {
-                while began.elapsed_now() < limit && !stop.load(Ordering::Relaxed) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let run = world(seed, false);
-                    if !run.failures.is_empty() {
-                        say(&format!("seed {seed} failed: {}", run.failures.join("; ")));
-                        say(&format!("  {}", reproduce(seed)));
-                        stop.fetch_or(fail_fast, Ordering::Relaxed);
+impl Soak {
+    fn run(&self) -> ExitCode {
+        let seed_from = self.seed_from.unwrap_or_else(fresh_seed);
+        say(&format!("seeds from {seed_from}"));
+        let (began, limit) = (now(), Duration::from_secs(self.minutes * 60));
+        let next = AtomicU64::new(seed_from);
+        let stop = AtomicBool::new(false);
+        let total = Mutex::new(Summary::default());
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs.max(1) {
+                scope.spawn(|| {
+                    while began.elapsed_now() < limit && !stop.load(Ordering::Relaxed) {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let run = world(seed, false);
+                        if !run.failures.is_empty() {
+                            say(&format!("seed {seed} failed: {}", run.failures.join("; ")));
+                            say(&format!("  {}", reproduce(seed)));
+                            stop.fetch_or(self.fail_fast, Ordering::Relaxed);
+                        }
+                        total.lock().expect("no job panics while it adds").add(seed, run);
                     }
-                    total.lock().expect("no job panics while it adds").add(seed, run);
-                }
-            });
+                });
+            }
+        });
+        let mut total = total.into_inner().expect("no job panics while it adds");
+        total.wall = began.elapsed_now();
+        say(&total.to_string());
+        for (seed, _) in &total.failed {
+            say(&format!("  {}", reproduce(*seed)));
         }
-    });
-    let mut total = total.into_inner().expect("no job panics while it adds");
-    total.wall = began.elapsed_now();
-    say(&total.to_string());
-    for (seed, _) in &total.failed {
-        say(&format!("  {}", reproduce(*seed)));
+        exit(total.failed.is_empty() & self.has_come_far(&total))
     }
-    exit(total.failed.is_empty())
+
+    /// Says how far the soak came beside its goals; false when that is not far enough to mean anything.
+    fn has_come_far(&self, total: &Summary) -> bool {
+        let goals = [
+            self.goal_seeds.map(|worlds| Goal { what: "worlds", reached: total.seeds, wanted: worlds }),
+            self.goal_hours.map(|hours| Goal {
+                what: "simulated minutes",
+                reached: total.simulated_ms / 60_000,
+                wanted: hours * 60,
+            }),
+        ];
+        let goals: Vec<Goal> = goals.into_iter().flatten().collect();
+        for goal in &goals {
+            say(&goal.to_string());
+        }
+        let missing = total.faults_missing();
+        let covered = goals.is_empty() || missing.is_empty();
+        if !covered {
+            say(&format!("NOT COVERED: no world had {}", missing.join(", ")));
+        }
+        covered && goals.iter().all(Goal::is_far_enough)
+    }
 }
 
 /// A seed nobody chose, short enough to type.
@@ -205,30 +245,47 @@ fn make_smaller(seed: u64, minutes: u64) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn find_planted(minutes: u64, only: Option<Planted>) -> ExitCode {
+/// Looks for the planted bugs, several at once, and prints a line of the table for each as soon as it is found.
+fn find_planted(minutes: u64, minutes_total: u64, jobs: usize, only: Option<Planted>) -> ExitCode {
+    let bugs: Vec<Planted> = planted::ALL.into_iter().filter(|bug| only.is_none_or(|only| only == *bug)).collect();
+    let box_end = now() + Duration::from_secs(minutes_total * 60);
+    let (next, found) = (AtomicUsize::new(0), AtomicUsize::new(0));
     say("planted bug             seed  simulated s  wall s  found by");
-    let mut all_found = true;
-    for bug in planted::ALL.into_iter().filter(|bug| only.is_none_or(|only| only == *bug)) {
-        let (began, mut simulated_ms, mut seed) = (now(), 0, 0);
-        let found = loop {
-            seed += 1;
-            let run = planted::recipe(seed, bug).run(|| None);
-            simulated_ms += run.simulated_ms;
-            // What the same world shows without the bug is not found.
-            if let Some(failure) = run.failures.first()
-                && (Recipe { planted: None, ..planted::recipe(seed, bug) }).run(|| None).failures.is_empty()
-            {
-                break Some(failure.clone());
-            }
-            if began.elapsed_now() > Duration::from_secs(minutes * 60) {
-                break None;
-            }
-        };
-        let name = clap::ValueEnum::to_possible_value(&bug).map_or(String::new(), |value| value.get_name().to_owned());
-        let (seconds, wall) = (simulated_ms / 1000, began.elapsed_now().as_secs());
-        all_found &= found.is_some();
-        let words = found.map_or("NOT FOUND".to_owned(), |failure| failure.chars().take(140).collect());
-        say(&format!("{name:<22} {seed:>5}  {seconds:>11}  {wall:>6}  {words}"));
-    }
-    exit(all_found)
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let limit = box_end.min(now() + Duration::from_secs(minutes * 60));
+                    found.fetch_add(usize::from(look_for(*bug, limit)), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let found = found.into_inner();
+    say(&format!("planted bugs found          {found} of {}", bugs.len()));
+    exit(found == bugs.len())
+}
+
+/// Runs short worlds with `bug` until a checker speaks in one that is fine without it, or until `limit`.
+fn look_for(bug: Planted, limit: Instant) -> bool {
+    let (began, mut simulated_ms, mut seed) = (now(), 0, 0);
+    let found = loop {
+        if now() >= limit {
+            break None;
+        }
+        seed += 1;
+        let run = planted::recipe(seed, bug).run(|| None);
+        simulated_ms += run.simulated_ms;
+        // What the same world shows without the bug is not found.
+        if let Some(failure) = run.failures.first()
+            && (Recipe { planted: None, ..planted::recipe(seed, bug) }).run(|| None).failures.is_empty()
+        {
+            break Some(failure.clone());
+        }
+    };
+    let name = clap::ValueEnum::to_possible_value(&bug).map_or(String::new(), |value| value.get_name().to_owned());
+    let (seconds, wall) = (simulated_ms / 1000, began.elapsed_now().as_secs());
+    let words = found.as_ref().map_or("NOT FOUND".to_owned(), |failure| failure.chars().take(140).collect());
+    say(&format!("{name:<22} {seed:>5}  {seconds:>11}  {wall:>6}  {words}"));
+    found.is_some()
 }

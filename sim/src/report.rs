@@ -4,6 +4,37 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::runtime::Run;
 
+/// Every kind of fault, as runs tally it at the moment it does something to a node. A kind that no world of a long soak had
+/// is not tested, whatever the plans say.
+pub const FAULTS: [&str; 26] = [
+    "kills",
+    "ends at an i/o",
+    "power losses, all kept",
+    "power losses, nothing kept",
+    "power losses, pages",
+    "power losses, torn",
+    "clean restarts",
+    "lost machines",
+    "lost machines with a cloud",
+    "poisoned journals",
+    "failed sync",
+    "failed write",
+    "failed read",
+    "slow disk",
+    "disk full",
+    "rot in the cache",
+    "cloud away",
+    "cloud stalls",
+    "cloud denies",
+    "cloud throttles",
+    "cloud failure before effect",
+    "cloud failure after effect",
+    "cloud answer lost",
+    "lies",
+    "cut connections",
+    "stalled network",
+];
+
 /// The sum of many runs.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -15,6 +46,8 @@ pub struct Summary {
     pub events: u64,
     /// What happened how often.
     pub tally: BTreeMap<&'static str, u64>,
+    /// In how many worlds it happened.
+    pub worlds: BTreeMap<&'static str, u64>,
     /// Seeds that failed, with their failures.
     pub failed: Vec<(u64, Vec<String>)>,
     /// Wall time.
@@ -29,6 +62,7 @@ impl Summary {
         self.events += run.events;
         for (what, times) in run.tally {
             *self.tally.entry(what).or_default() += times;
+            *self.worlds.entry(what).or_default() += u64::from(times > 0);
         }
         if !run.failures.is_empty() {
             self.failed.push((seed, run.failures));
@@ -43,7 +77,16 @@ impl Summary {
         for (what, times) in other.tally {
             *self.tally.entry(what).or_default() += times;
         }
+        for (what, worlds) in other.worlds {
+            *self.worlds.entry(what).or_default() += worlds;
+        }
         self.failed.extend(other.failed);
+    }
+
+    /// Kinds of fault that no world had.
+    #[must_use]
+    pub fn faults_missing(&self) -> Vec<&'static str> {
+        FAULTS.into_iter().filter(|fault| self.worlds.get(fault).copied().unwrap_or_default() == 0).collect()
     }
 
     /// Simulated time per wall time of all jobs together.
@@ -63,7 +106,50 @@ impl fmt::Display for Summary {
         for (what, times) in &self.tally {
             writeln!(f, "{what:<27} {times}")?;
         }
+        let cells = FAULTS.map(|fault| format!("{fault} {}", self.worlds.get(fault).copied().unwrap_or_default()));
+        writeln!(f, "worlds with each fault      {}", cells.join("; "))?;
         write!(f, "failed seeds                {}", self.failed.len())
+    }
+}
+
+/// How much of something a soak should reach. The machine it runs on may be slow or busy, so less is said aloud only, but
+/// a fraction of it proves nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal {
+    /// What is counted.
+    pub what: &'static str,
+    /// How much there was.
+    pub reached: u64,
+    /// How much there should have been.
+    pub wanted: u64,
+}
+
+impl Goal {
+    /// Below this share of the goal a soak fails.
+    const PERCENT_MIN: u64 = 20;
+    /// Below this share it says so.
+    const PERCENT_FAIR: u64 = 50;
+
+    fn reaches(&self, percent: u64) -> bool {
+        self.reached.saturating_mul(100) >= self.wanted.saturating_mul(percent)
+    }
+
+    /// False when so little was reached that the soak must not pass.
+    #[must_use]
+    pub fn is_far_enough(&self) -> bool {
+        self.reaches(Self::PERCENT_MIN)
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match (self.reaches(100), self.reaches(Self::PERCENT_FAIR), self.is_far_enough()) {
+            (true, ..) => "reached",
+            (_, true, _) => "not quite",
+            (_, _, true) => "WARNING: not half of it",
+            _ => "FAILED: not a fifth of it",
+        };
+        write!(f, "goal: {} {}, reached {}: {verdict}", self.wanted, self.what, self.reached)
     }
 }
 
@@ -71,4 +157,42 @@ impl fmt::Display for Summary {
 #[must_use]
 pub fn reproduce(seed: u64) -> String {
     format!("cargo run --profile sim -p velum-sim -- run --seed {seed}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(tally: &[&'static str]) -> Run<()> {
+        let tally = tally.iter().map(|what| (*what, 2)).collect();
+        Run { result: None, hash: 0, events: 0, simulated_ms: 1, failures: Vec::new(), tally }
+    }
+
+    #[test]
+    fn a_fault_that_no_world_had_is_missed() {
+        let mut total = Summary::default();
+        total.add(1, run(&FAULTS[1..]));
+        total.add(2, run(&FAULTS[2..]));
+        assert_eq!(total.faults_missing(), [FAULTS[0]]);
+        assert_eq!((total.worlds.get(FAULTS[1]), total.worlds.get(FAULTS[2])), (Some(&1), Some(&2)));
+        let mut other = Summary::default();
+        other.add(3, run(&[FAULTS[0]]));
+        total.merge(other);
+        assert!(total.faults_missing().is_empty());
+    }
+
+    #[test]
+    fn a_fifth_of_a_goal_is_far_enough() {
+        for (reached, said, passes) in [
+            (100, "reached", true),
+            (99, "not quite", true),
+            (50, "not quite", true),
+            (49, "WARNING", true),
+            (20, "WARNING", true),
+            (19, "FAILED", false),
+        ] {
+            let goal = Goal { what: "worlds", reached, wanted: 100 };
+            assert!(goal.to_string().contains(said) && goal.is_far_enough() == passes, "{goal}");
+        }
+    }
 }

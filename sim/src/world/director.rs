@@ -139,7 +139,7 @@ impl World {
     pub(super) async fn lose_power(&self, loss: Loss, down_ms: u64) {
         self.hold_guests();
         self.host().lose_power(loss);
-        self.sim.count("power losses", 1);
+        self.sim.count(loss.tallied(), 1);
         self.note_killed();
         self.drain_guests().await;
         let cut_at = self.steps.next();
@@ -332,7 +332,7 @@ impl World {
         self.note_killed();
         self.drain_guests().await;
         let cut_at = self.steps.next();
-        self.sim.count("lost machines", 1);
+        self.sim.count(if without.is_some() { "lost machines with a cloud" } else { "lost machines" }, 1);
         for cloud in self.around.clouds.values() {
             cloud.faults.heal();
             cloud.bucket.borrow_mut().repent();

@@ -229,6 +229,9 @@ impl SimCloud {
         let (sim, faults) = (Rc::clone(&self.sim), &self.faults);
         let latency_ms = self.rng.between(faults.latency_ms_min.get(), faults.latency_ms_max.get());
         let stall_ms = faults.stalled_until_ms.get().saturating_sub(sim.now_ms());
+        if stall_ms > 0 {
+            sim.count("cloud stalls", 1);
+        }
         let there_ms = stall_ms + self.rng.below(latency_ms + 1);
         let back_ms = latency_ms;
         let has_effect = matches!(fate, Fate::Answered | Fate::FailsAfter | Fate::LostAfter);

@@ -27,6 +27,19 @@ pub enum Loss {
     Torn,
 }
 
+impl Loss {
+    /// What runs tally it as.
+    #[must_use]
+    pub fn tallied(self) -> &'static str {
+        match self {
+            Self::KeepAll => "power losses, all kept",
+            Self::LoseAll => "power losses, nothing kept",
+            Self::Pages => "power losses, pages",
+            Self::Torn => "power losses, torn",
+        }
+    }
+}
+
 /// A file's contents.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inode {

@@ -123,6 +123,7 @@ impl NodeDisk {
         self.sim.count("disk i/o", 1);
         if due(&self.medium.faults.end_after) {
             self.sim.event("end at i/o", &self.place, &[]);
+            self.sim.count("ends at an i/o", 1);
             self.life.end();
         }
         Ok(())
