@@ -50,6 +50,13 @@ def run(*command, timeout=300, quiet=True, okay=(0,), **options):
     return result.stdout
 
 
+def free_port():
+    """A TCP port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def file_hash(path):
     """SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -105,7 +112,7 @@ class Drill(contextlib.AbstractContextManager):
             say(f"   passed in {took:.0f} s")
         elif isinstance(error, Failed):
             say(f"   FAILED after {took:.0f} s: {error}")
-            for log in sorted(self.folder.rglob("*.log")):
+            for log in sorted(self.folder.glob("*.log")):
                 tail = log.read_text(errors="replace").splitlines()[-30:]
                 say(f"   --- {log.name}\n" + "\n".join(f"   {line}" for line in tail))
         if "KEEP" in os.environ:
