@@ -3,22 +3,46 @@
 
 import os
 import pathlib
+import shutil
 import time
 
 from drill import Drill, Node, check, file_hash, run, say
 
-DOCUMENTS = pathlib.Path("/usr/share/doc")
+# Real trees of the machine, taken whole and in this order until there is enough: documents, then whatever else it has much of.
+TREES = ("/usr/share/doc", "/usr/share/man", "/usr/include", "/usr/lib/python3", "/usr/share/locale", "/usr/share/perl",
+         "/usr/share/javascript", "/usr/share/icons", "/usr/share/vim", "/usr/lib/gcc")
+FILES_MIB_MIN, FILES_MIB_MAX = 300, 700
 
 
-def make_image(path):
-    """An ext4 image filled with the machine's own documents."""
-    used = int(run("du", "-sm", DOCUMENTS).split()[0])
-    check(used >= 20, f"{DOCUMENTS} holds only {used} MiB: this machine has no documents to fill an image with")
+def mebibytes(folder):
+    return int(run("du", "-sm", folder).split()[0])
+
+
+def gather(folder):
+    """Copies trees of the machine into a folder; gives what was taken and how much that is."""
+    taken, total = [], 0
+    for tree in filter(pathlib.Path.is_dir, map(pathlib.Path, TREES)):
+        if total >= FILES_MIB_MIN:
+            break
+        size = mebibytes(tree)
+        if total + size <= FILES_MIB_MAX:
+            run("cp", "--archive", "--parents", tree.relative_to("/"), folder, cwd="/")
+            taken.append(f"{tree} {size}")
+            total += size
+    check(total >= FILES_MIB_MIN, f"this machine has only {total} MiB in {', '.join(TREES)}: too little to fill an image with")
+    return ", ".join(taken), mebibytes(folder)
+
+
+def make_image(path, folder):
+    """An ext4 image filled with the machine's own files."""
+    folder.mkdir()
+    taken, used = gather(folder)
     size = 1 << 30
     with open(path, "wb") as image:
         image.truncate(size)
-    run("mkfs.ext4", "-q", "-F", "-b", "4096", "-d", DOCUMENTS, path)
-    return used, size
+    run("mkfs.ext4", "-q", "-F", "-b", "4096", "-N", 131072, "-d", folder, path)
+    shutil.rmtree(folder)
+    return taken, used, size
 
 
 def through_loop(drill, node):
@@ -63,8 +87,8 @@ def through_loop(drill, node):
 
 with Drill("an ext4 image: copied in, flushed, read back, mounted read-write", 600) as drill:
     image, back = drill.folder / "image", drill.folder / "back"
-    used, size = make_image(image)
-    say(f"   image of {DOCUMENTS}: {used} MiB of files in {size >> 20} MiB, sha256 {file_hash(image)[:16]}...")
+    taken, used, size = make_image(image, drill.folder / "files")
+    say(f"   image of {used} MiB of files in {size >> 20} MiB (MiB of each tree: {taken}), sha256 {file_hash(image)[:16]}...")
     node = Node(drill, drill.folder / "data", "--size", f"{size}B").start()
     began = time.monotonic()
     run("nbdcopy", "--destination-is-zero", image, node.uri(), timeout=300)
