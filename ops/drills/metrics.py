@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from drill import MIB, ROOT, Drill, Nbd, Node, check, run, say
+from drill import MIB, ROOT, Drill, Nbd, Node, check, free_port, run, say
 
 DASHBOARD, RULES = ROOT / "grafana" / "velum.json", ROOT / "ops" / "prometheus"
 LOAD_SECONDS = 40
@@ -24,10 +24,7 @@ def ask(base, path, **query):
 
 
 def start_prometheus(drill, target):
-    import socket
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = drill.folder / "prometheus.yml"
     config.write_text(f"""global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: [{RULES}/alerts.yml]
@@ -63,6 +60,15 @@ def load(node, seconds):
     nbd.close()
 
 
+def drawn_panels(dashboard):
+    """All panels that draw something, those in folded rows too; each must ask for something."""
+    every = [inner for panel in dashboard["panels"] for inner in (panel, *panel.get("panels", []))]
+    panels = [panel for panel in every if panel["type"] not in ("row", "text")]
+    silent = [panel["title"] for panel in panels if not any(query.get("expr") for query in panel.get("targets", []))]
+    check(panels and not silent, f"panels without a query: {silent}")
+    return panels
+
+
 def has_data(result):
     return any(math.isfinite(float(value)) for series in result for _, value in series["values"])
 
@@ -80,7 +86,7 @@ with Drill("dashboard and alerts against a real Prometheus", 300) as drill:
     node.flush()
     load(node, LOAD_SECONDS / 2)
     time.sleep(3)
-    panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+    panels = drawn_panels(json.loads(DASHBOARD.read_text()))
     queries, without = 0, []
     for panel in panels:
         for query in panel["targets"]:

@@ -85,3 +85,52 @@ fn metric_names_have_their_unit_last() {
     });
     report("names of metrics", &wrong.collect::<Vec<_>>());
 }
+
+/// Names of the alerts in a rules file.
+fn alerts(rules: &str) -> BTreeSet<&str> {
+    rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect()
+}
+
+/// Of the tests in a file for `promtool test rules`: alerts that are said to fire, and alerts that are said not to.
+fn tested(tests: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let (mut firing, mut quiet) = (BTreeSet::new(), BTreeSet::new());
+    let mut lines = tests.lines().map(str::trim).peekable();
+    while let Some(line) = lines.next() {
+        let Some((before, name)) = line.split_once("alertname: ") else { continue };
+        let expects = !before.starts_with("- {") && lines.peek().is_some_and(|line| line.starts_with("exp_alerts:"));
+        if expects {
+            firing.insert(name);
+        } else {
+            quiet.insert(name.trim_end_matches('}'));
+        }
+    }
+    (firing, quiet)
+}
+
+#[test]
+fn every_alert_is_tested_firing_and_quiet() {
+    let (rules, tests) = (read("ops/prometheus/alerts.yml"), read("ops/prometheus/tests.yml"));
+    let (firing, quiet) = tested(&tests);
+    let mut findings = Vec::new();
+    for alert in alerts(&rules) {
+        if !firing.contains(alert) {
+            findings.push(format!("ops/prometheus/tests.yml: no test in which {alert} fires"));
+        }
+        if !quiet.contains(alert) {
+            findings.push(format!("ops/prometheus/tests.yml: no test in which {alert} stays quiet"));
+        }
+    }
+    // A series that no test gives makes an alert quiet whatever its rule says.
+    let given = mentioned(&tests);
+    for metric in mentioned(&rules).difference(&given) {
+        findings.push(format!("ops/prometheus/tests.yml: no test gives a series of `{metric}`"));
+    }
+    report("tests of alerts", &findings);
+}
+
+#[test]
+fn tests_of_alerts_are_told_apart() {
+    let tests = "- {eval_time: 2m, alertname: A}\n- eval_time: 5m\n  alertname: B\n  exp_alerts:\n";
+    assert_eq!(tested(tests), (BTreeSet::from(["B"]), BTreeSet::from(["A"])));
+    assert_eq!(alerts("rules:\n  - alert: A\n    expr: up == 0\n"), BTreeSet::from(["A"]));
+}
