@@ -86,10 +86,11 @@ class Velum:
 class QemuNbd:
     """qemu-nbd on a raw file, with the page cache as its write-back cache."""
 
-    def __init__(self, drill):
-        raw, socket = drill.folder / "raw", drill.folder / "qemu.sock"
+    def __init__(self, drill, folder=None):
+        folder = folder or drill.folder
+        raw, socket = folder / "raw", folder / "qemu.sock"
         run("fallocate", "--length", SIZE, raw)
-        drill.spawn(
+        self.process = drill.spawn(
             "qemu-nbd", "--persistent", "--shared=16", "--format=raw", "--cache=writeback", "--discard=unmap",
             f"--socket={socket}", "--export-name=demo", raw, log=drill.folder / "qemu.log")
         self.uri = f"nbd+unix:///demo?socket={socket}"

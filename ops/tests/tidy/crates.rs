@@ -10,7 +10,7 @@ use crate::{
 /// A crate and the paths that may name it.
 const HOMES: &[(&str, &[&str])] = &[
     ("actix", &["node/src/actor.rs"]),
-    ("object_store", &["node/src/env/real/"]),
+    ("object_store", &["node/src/env/real/", "ops/examples/bench_object_store.rs"]),
     ("raft", &["node/src/consensus/"]),
     ("protobuf", &[]),
     ("bincode", &["protocol/src/codec.rs"]),
