@@ -31,6 +31,8 @@ SEGMENT = 8 * MIB
 # Most that is held back at once: half of the dirty budget, so that no guest waits in between.
 HELD_MIB_MAX = 128
 SIZE = 1024 * MIB
+# Records to a checkpoint where checkpoints are to be seen; `up` waits for 1,024.
+CHECKPOINT_RECORDS = 4
 
 
 class Store:
@@ -136,7 +138,8 @@ def row(work, unit, ours, theirs=None, beside="", more_is_better=False):
     """One line of the table; a ratio is that of one round's two figures."""
     def show(figures):
         digits = 0 if statistics.median(figures) >= 100 else 2
-        return f"{statistics.median(figures):,.{digits}f} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f}) {unit}"
+        median, least, most = (f"{figure:,.{digits}f}" for figure in (statistics.median(figures), min(figures), max(figures)))
+        return f"{median}{unit} ({least} to {most})"
     shown = [show(ours), "", "", ""]
     if theirs:
         ratios = [mine / other for mine, other in zip(ours, theirs)]
@@ -184,31 +187,37 @@ def drain(drill, store, arguments, held):
     ours()
     mine, others = by_turns(arguments.pairs, ours, bare)
     what = f"{mib} MiB held back, then flushed" if held else f"{mib} MiB written and flushed as they come"
-    row(f"drain to three clouds, {what}", "MB/s", mine, others, "bare PUTs")
+    row(f"drain to three clouds, {what}", " MB/s", mine, others, "bare PUTs")
     volume.node.stop()
     store.clear(CLOUDS + "xyz")
 
 
 def requests(drill, store, arguments):
-    """What a cloud is asked and sent for what guests write."""
+    """What a cloud is asked and sent for what guests write, with the settings of `up` and with many checkpoints."""
     works = (("1 MiB sequential", f"--rw=write --bs=1m --iodepth=4 --io_size={2 * arguments.mib}m"),
-             ("4 KiB random", f"--rw=randwrite --bs=4k --iodepth=32 --io_size={3 * arguments.mib}m"))
-    for name, options in works:
-        volume = Volume(drill, store, f"requests-{options[6]}{options[5]}")
-        volume.settle()
-        store.control("reset")
-        began = {key: volume.metric(key) for key in ("velum_nbd_written_bytes_total", "velum_checkpoint_stored_bytes_total")}
-        volume.fio(options)
-        volume.settle()
-        written = volume.metric("velum_nbd_written_bytes_total") - began["velum_nbd_written_bytes_total"]
-        pages = volume.metric("velum_checkpoint_stored_bytes_total") - began["velum_checkpoint_stored_bytes_total"]
-        puts = [store.counters(cloud)["put"] for cloud in CLOUDS]
-        stored = [put["bytes"] for put in puts]
-        work = f"writes of {name}, {written / MIB:.0f} MiB"
-        row(f"{work}: PUTs per 8 MiB to a cloud", "", [put["requests"] / written * SEGMENT for put in puts])
-        row(f"{work}: bytes to a cloud per byte, without checkpoints", "", [(bytes - pages) / written for bytes in stored])
-        row(f"{work}: bytes to a cloud per byte, {pages / 1e6:.1f} MB of checkpoints", "", [bytes / written for bytes in stored])
-        volume.node.stop()
+             ("4 KiB random", f"--rw=randwrite --bs=4k --iodepth=32 --io_size={2 * arguments.mib}m"))
+    for number, (name, options) in enumerate(works):
+        for often in (False, True):
+            settings = {"checkpoint_records": CHECKPOINT_RECORDS} if often else {}
+            volume = Volume(drill, store, f"requests-{number}-{often}", **settings)
+            volume.settle()
+            store.control("reset")
+            before = volume.metric("velum_nbd_written_bytes_total"), volume.metric("velum_checkpoint_stored_bytes_total")
+            volume.fio(options)
+            volume.settle()
+            written = volume.metric("velum_nbd_written_bytes_total") - before[0]
+            pages = volume.metric("velum_checkpoint_stored_bytes_total") - before[1]
+            puts = [store.counters(cloud)["put"] for cloud in CLOUDS]
+            per_byte = [put["bytes"] / written for put in puts]
+            work = f"writes of {name}, {written / MIB:.0f} MiB"
+            if often:
+                check(pages > 0, f"{written / MIB:.0f} MiB of writes brought no checkpoint: give a larger --mib")
+                checkpoints = f"a checkpoint every {CHECKPOINT_RECORDS} records, {pages / 1e6:.1f} MB of them"
+                row(f"{work}: bytes to a cloud for each byte, {checkpoints}", "", per_byte)
+            else:
+                row(f"{work}: PUTs to a cloud for 8 MiB", "", [put["requests"] / written * SEGMENT for put in puts])
+                row(f"{work}: bytes to a cloud for each byte, {pages / 1e6:.1f} MB of checkpoints", "", per_byte)
+            volume.node.stop()
 
 
 def cold(drill, store, arguments):
@@ -243,11 +252,11 @@ def cold(drill, store, arguments):
 
     by_turns(arguments.pairs, ours, bare)
     latency = f"{arguments.latency_ms} ms store"
-    row(f"cold 4 KiB read QD1, {latency}, median latency", "ms", *figures["QD1"], "bare range GETs")
+    row(f"cold 4 KiB read QD1, {latency}, median latency", " ms", *figures["QD1"], "bare range GETs")
     row(f"cold 4 KiB read QD32, {latency}", "/s", *figures["QD32"], "bare range GETs")
     gain = [many * one / 1e3 for many, one in zip(figures["QD32"][0], figures["QD1"][0])]
     row(f"cold 4 KiB read, QD32's rate over QD1's, {latency}", "x", gain)
-    row(f"cold 1 MiB sequential read QD4, {latency}, link of {arguments.mb_per_s} MB/s", "MB/s", *figures["sequential"],
+    row(f"cold 1 MiB sequential read QD4, {latency}, link of {arguments.mb_per_s} MB/s", " MB/s", *figures["sequential"],
         "bare GETs")
     volume.node.stop()
 
@@ -270,8 +279,8 @@ def memory(drill, store, arguments):
         others_load.append(memory_mib(other.process.pid, "VmHWM"))
         volume.node.stop()
         other.process.kill()
-    row("resident memory at rest", "MiB", rest, others_rest, "qemu-nbd")
-    row("resident memory under load, most", "MiB", load, others_load, "qemu-nbd")
+    row("resident memory at rest", " MiB", rest, others_rest, "qemu-nbd")
+    row("resident memory under load, most", " MiB", load, others_load, "qemu-nbd")
 
 
 def starts(drill, store, arguments):
@@ -286,9 +295,9 @@ def starts(drill, store, arguments):
         volume.node.kill()
         killed.append(volume.node.start().start_seconds)
         volume.node.stop()
-    row("start: a new cluster with a volume", "s", first)
-    row("start: after a clean stop", "s", clean)
-    row("start: after `kill -9` behind 64 MiB of 4 KiB writes", "s", killed)
+    row("start: a new cluster with a volume", " s", first)
+    row("start: after a clean stop", " s", clean)
+    row("start: after `kill -9` behind 64 MiB of 4 KiB writes", " s", killed)
 
 
 def recover(drill, store, arguments):
@@ -311,7 +320,7 @@ def recover(drill, store, arguments):
             fio(node.uri(), "--rw=randread --bs=4k --iodepth=1 --number_ios=1", None)
             times.append(time.monotonic() - began)
             node.stop()
-        row(f"recover from two of three clouds to the first read, 256 MiB in a 1 GiB volume, --verify {verify}", "s", times)
+        row(f"recover from two of three clouds to the first read, 256 MiB in a 1 GiB volume, --verify {verify}", " s", times)
 
 
 WORKS = {
