@@ -16,8 +16,8 @@ mod label;
 mod make;
 
 pub use label::{
-    By, CloudOutcome, CloudRequest, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput, Tier,
-    WorkOutcome,
+    By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput,
+    Tier, WorkOutcome,
 };
 use make::Make;
 
@@ -193,8 +193,10 @@ pub struct CloudMetrics {
     pub sent_bytes: IntCounter,
     /// `velum_cloud_received_bytes_total`
     pub received_bytes: IntCounter,
-    /// `velum_cloud_up`
+    /// `velum_cloud_up`: 1 when it answers, takes what is stored, and is the cluster's.
     pub up: IntGauge,
+    /// `velum_cloud_state`: 1 for the state it is in.
+    pub states: By<CloudState, IntGauge>,
     /// `velum_cloud_in_flight_requests`
     pub in_flight: IntGauge,
     /// `velum_cloud_retries_total`
@@ -252,6 +254,7 @@ struct CloudSeries {
     sent_bytes: IntCounterVec,
     received_bytes: IntCounterVec,
     up: IntGaugeVec,
+    states: IntGaugeVec,
     in_flight: IntGaugeVec,
     retries: IntCounterVec,
     hedged: IntCounterVec,
@@ -323,6 +326,7 @@ impl Metrics {
             sent_bytes: series.sent_bytes.with_label_values(label),
             received_bytes: series.received_bytes.with_label_values(label),
             up: series.up.with_label_values(label),
+            states: By::new(|state: &CloudState| series.states.with_label_values(&[name, state.text()])),
             in_flight: series.in_flight.with_label_values(label),
             retries: series.retries.with_label_values(label),
             hedged: series.hedged.with_label_values(label),
@@ -513,7 +517,8 @@ impl Make {
             ),
             sent_bytes: self.counters("velum_cloud_sent_bytes_total", "Bytes stored", label),
             received_bytes: self.counters("velum_cloud_received_bytes_total", "Bytes read", label),
-            up: self.gauges("velum_cloud_up", "1 when its last requests were answered", label),
+            up: self.gauges("velum_cloud_up", "1 when it answers, takes what is stored, and is the cluster's", label),
+            states: self.gauges("velum_cloud_state", "1 for the state a cloud is in", &["cloud", "state"]),
             in_flight: self.gauges("velum_cloud_in_flight_requests", "Attempts under way", label),
             retries: self.counters("velum_cloud_retries_total", "Attempts after the first", label),
             hedged: self.counters(

@@ -6,16 +6,24 @@
     reason = "a test that meets the unexpected has failed, and says where"
 )]
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use velum_node::{
-    cloud::{Cloud, CloudError, CloudSet, FetchError, Fetcher},
+    cloud::{Cloud, CloudError, CloudSet, FetchError, Fetcher, identity::Identity},
     config::CloudConfig,
     env::Env,
-    keyring::{Keyring, ObjectKind, ProviderSecret, VolumeKeys, create_cluster, new_keyfile},
-    metrics::{CloudOutcome, CloudRequest, Metrics},
+    keyring::{
+        IDENTITY_NAME, Keyring, NewCluster, ObjectKind, ProviderSecret, VolumeKeys, create_cluster, new_keyfile,
+    },
+    metrics::{CloudOutcome, CloudRequest, CloudState, Metrics},
 };
 use velum_protocol::{
     checksum,
@@ -71,9 +79,13 @@ impl World {
         let config =
             |name: &&str| CloudConfig { name: (*name).to_owned(), url: (*name).to_owned(), options: BTreeMap::new() };
         let configs: Vec<_> = NAMES.iter().map(config).collect();
-        let set = CloudSet::open(&env, &configs, 2, &metrics).unwrap();
         let secret = ProviderSecret::from_keyfile(0o600, new_keyfile(&*env.entropy).to_vec()).unwrap();
-        let keyring = create_cluster(&*env.entropy, &secret).unwrap().keyring;
+        let NewCluster { keyring, identity_object, slots_object } = create_cluster(&*env.entropy, &secret).unwrap();
+        for cloud in &real {
+            cloud.store(IDENTITY_NAME, identity_object.clone());
+        }
+        let identity = Identity { object: identity_object, slots: slots_object, generation: 1 };
+        let set = CloudSet::open(&env, &configs, 2, (&identity, &BTreeSet::new()), &metrics).unwrap();
         let wrapped = keyring.new_volume_keys(&*env.entropy, VOLUME, KeyEpoch(1));
         let keys = keyring.volume(VOLUME, &wrapped).unwrap();
         let fetcher = Fetcher::new(&env, &set, keyring.clone());
@@ -227,10 +239,12 @@ fn requests_to_an_absent_cloud_end_and_its_health_says_so_until_it_is_back() {
         assert!(matches!(put, Err(CloudError::Away(_))), "{put:?}");
         assert!(world.sim.now_ms() < 2_000, "a cloud that refuses connections is given up soon");
         let health = world.cloud(1).health();
-        assert!(!health.up && health.last_error.is_some(), "{health:?}");
+        assert!(health.state == CloudState::Away && health.last_error.is_some(), "{health:?}");
+        world.cloud(1).show();
         assert_eq!(world.metrics.cloud("b").up.get(), 0);
         world.sim.sleep_ms(75_000).await;
-        assert!(world.cloud(1).health().up, "it came back, and nobody needed to ask for it");
+        assert_eq!(world.cloud(1).state(), CloudState::Up, "it came back, and nobody needed to ask for it");
+        world.cloud(1).show();
         assert_eq!(world.metrics.cloud("b").up.get(), 1);
         watch.abort();
     });

@@ -124,7 +124,8 @@ impl State {
             | Command::RevokeFlush { .. }
             | Command::AppendSequence { .. }
             | Command::ChangeLineage { .. }
-            | Command::MoveCursor { .. } => self.apply_to_sequence(command),
+            | Command::MoveCursor { .. }
+            | Command::ResyncCloud { .. } => self.apply_to_sequence(command),
             Command::CommitCheckpoint { .. }
             | Command::MoveCheckpointCursor { .. }
             | Command::CommitReclaim { .. }

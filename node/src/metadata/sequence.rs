@@ -75,6 +75,17 @@ impl State {
                 volume.drop_records(&clouds);
                 Ok(Answer::Done)
             }
+            Command::ResyncCloud { cloud } => {
+                if !self.clouds.iter().any(|entry| entry.name == *cloud) {
+                    return Err(Rejection::CursorUnfit);
+                }
+                for volume in self.volumes.values_mut() {
+                    // Not removed: a cloud that begins anew may hold what one that never began cannot.
+                    volume.cursors.insert(cloud.clone(), Seq(0));
+                    volume.checkpoint_cursors.remove(cloud);
+                }
+                Ok(Answer::Done)
+            }
             _ => unreachable!("apply_command routes sequence commands only"),
         }
     }

@@ -1,5 +1,6 @@
 //! SEQ2: when a record is committed, every segment it names lies byte-exact in at least w clouds. A record reaches a cloud
-//! only after its commit, so the judgement is made when the first cloud gets it.
+//! only after its commit, so the judgement is made when the first cloud gets it. What a cloud was given counts also when it
+//! was emptied since: nobody can keep that from happening between the two.
 
 use velum_node::keyring::{ObjectId, ObjectKind};
 
@@ -19,7 +20,7 @@ pub fn check<'a>(
     for segment in &record.body.segments {
         let (kind, incarnation, number) = (ObjectKind::Segment, segment.incarnation, segment.number.0);
         let named = ObjectId { kind, volume: id.volume, incarnation, number };
-        let held = holdings.clone().filter(|holding| holding.holds(&named, Some(&segment.hash))).count();
+        let held = holdings.clone().filter(|holding| holding.was_given(&named, &segment.hash)).count();
         if held < quorum {
             return Err(format!(
                 "record {} of volume {} is committed and its segment {number} lies in {held} clouds instead of {quorum}",

@@ -17,6 +17,8 @@ pub struct Holding {
     objects: BTreeMap<ObjectId, Held>,
     /// What was deleted there at some time.
     gone: BTreeSet<ObjectId>,
+    /// What it was given and lost by no fault of the node's.
+    lost: BTreeMap<ObjectId, Hash>,
     /// By an object that is held or not: those held that name it.
     named_by: BTreeMap<ObjectId, BTreeSet<ObjectId>>,
 }
@@ -33,6 +35,26 @@ impl Holding {
     #[must_use]
     pub fn holds(&self, id: &ObjectId, hash: Option<&Hash>) -> bool {
         self.objects.get(id).is_some_and(|held| hash.is_none_or(|hash| *hash == held.hash))
+    }
+
+    /// True when it holds an object with these bytes, or held it before it was emptied.
+    #[must_use]
+    pub fn was_given(&self, id: &ObjectId, hash: &Hash) -> bool {
+        self.holds(id, Some(hash)) || self.lost.get(id) == Some(hash)
+    }
+
+    /// What is left when the cloud is emptied: nothing but the knowledge of what it was given.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        let given = self.objects.iter().map(|(id, held)| (*id, held.hash));
+        Self { gone: self.gone.clone(), lost: self.lost.clone().into_iter().chain(given).collect(), ..Self::default() }
+    }
+
+    /// Takes over the knowledge of what another place was given in this one's stead.
+    pub fn learn_from(&mut self, other: &Self) {
+        self.lost.extend(other.lost.iter().map(|(id, hash)| (*id, *hash)));
+        self.lost.extend(other.objects.iter().map(|(id, held)| (*id, held.hash)));
+        self.gone.extend(&other.gone);
     }
 
     /// The hash of an object it holds.

@@ -60,6 +60,11 @@ pub enum Input {
         /// Which cloud.
         cloud: CloudName,
     },
+    /// Nothing is believed to be in the cloud any more, and nothing is under way there.
+    StartOver {
+        /// Which cloud.
+        cloud: CloudName,
+    },
 }
 
 /// What is to be done.
@@ -164,6 +169,11 @@ impl actor::Machine for Machine {
             Input::Retry { cloud } => {
                 if let Some(copy) = self.copies.get_mut(&cloud) {
                     copy.busy = false;
+                }
+            }
+            Input::StartOver { cloud } => {
+                if let Some(copy) = self.copies.get_mut(&cloud) {
+                    copy.held = 0;
                 }
             }
         }

@@ -240,6 +240,7 @@ impl Inner {
             Err(CloudError::NotFound) => Doubt::Missing,
             // The object has another length than it was stored with.
             Err(CloudError::Refused(_)) => Doubt::Damaged,
+            // Also a place that is not the cluster's now: it may be again, and have it.
             Err(_) => Doubt::Away,
         };
         match doubt {
