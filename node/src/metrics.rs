@@ -211,6 +211,8 @@ pub struct CloudMetrics {
     pub reclaimed_objects: IntCounter,
     /// `velum_cloud_reclaimed_bytes_total`
     pub reclaimed_bytes: IntCounter,
+    /// `velum_cloud_repaired_objects_total`: copies that were missing or damaged and stored again.
+    pub repaired: IntCounter,
 }
 
 /// Every metric of a node.
@@ -262,6 +264,7 @@ struct CloudSeries {
     lag_bytes: IntGaugeVec,
     reclaimed_objects: IntCounterVec,
     reclaimed_bytes: IntCounterVec,
+    repaired: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -334,6 +337,7 @@ impl Metrics {
             lag_bytes: series.lag_bytes.with_label_values(label),
             reclaimed_objects: series.reclaimed_objects.with_label_values(label),
             reclaimed_bytes: series.reclaimed_bytes.with_label_values(label),
+            repaired: series.repaired.with_label_values(label),
         }
     }
 
@@ -530,6 +534,11 @@ impl Make {
             lag_bytes: self.gauges("velum_cloud_lag_bytes", "Bytes a cloud lacks", label),
             reclaimed_objects: self.counters("velum_cloud_reclaimed_objects_total", "Objects deleted", label),
             reclaimed_bytes: self.counters("velum_cloud_reclaimed_bytes_total", "Bytes of objects deleted", label),
+            repaired: self.counters(
+                "velum_cloud_repaired_objects_total",
+                "Copies that a read found missing or damaged and that were stored again",
+                label,
+            ),
         }
     }
 }

@@ -292,3 +292,39 @@ fn guests_notice_nothing_of_resyncs() {
         assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
     });
 }
+
+/// Every read was served from elsewhere, and the copy stayed as it was for ever.
+#[test]
+fn a_copy_that_a_read_finds_damaged_or_missing_is_repaired() {
+    run(80, async |cluster| {
+        let (process, reference) = with_history(&cluster, 6).await;
+        let before = cluster.contents();
+        process.crash(Crash::Process);
+        for (name, id) in cluster.cloud("b").names() {
+            match id {
+                Some(id) if id.kind == ObjectKind::Segment && id.number % 2 == 0 => cluster.cloud("b").lose(&name),
+                Some(id) if id.kind == ObjectKind::Segment => {
+                    cluster.cloud("b").damage(&name, |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1));
+                }
+                _ => {}
+            }
+        }
+        // The others are slow, so that reads go to the bad one first.
+        for cloud in ["a", "c"] {
+            cluster.cloud(cloud).latency_ms.set(200);
+        }
+        let process = cluster.start().await;
+        for _ in 0..4 {
+            let mut guest = process.connect("demo").await;
+            let image = process.run(guest.image()).await.unwrap();
+            assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
+            process.work(60_000).await;
+        }
+        let repaired = process.node.metrics().cloud("b").repaired.get();
+        assert!(repaired > 0, "no copy was repaired");
+        let after = cluster.cloud("b").contents();
+        let wrong =
+            before[1].iter().filter(|(name, stored)| after.get(*name).is_some_and(|now| now != *stored)).count();
+        assert_eq!(wrong, 0, "of the copies that were read none is damaged any more; {repaired} were repaired");
+    });
+}

@@ -130,5 +130,34 @@ pub fn all() -> Vec<Scenario> {
             Options { cache_bytes: 0, burns: true, ..small_world() },
             &[(500, Trouble::CloudLies(0)), (2_500, Trouble::CloudLies(0)), (4_000, Trouble::Kill)],
         ),
+        scenario(
+            "a cloud is emptied while another one is away, and the process is killed",
+            10,
+            Options { guests_ms: 40_000, burns: true, ..small_world() },
+            &[
+                (1_500, Trouble::Flush),
+                (2_000, Trouble::CloudAway(1)),
+                (2_100, Trouble::CloudEmptied(0)),
+                (4_000, Trouble::Kill),
+                (20_000, Trouble::CloudReadOnly(2)),
+            ],
+        ),
+        scenario(
+            "a cloud is exchanged for an empty place and put back",
+            11,
+            Options { guests_ms: 40_000, ..small_world() },
+            &[(1_500, Trouble::Flush), (2_000, Trouble::CloudExchanged(0)), (20_000, Trouble::Kill)],
+        ),
+        scenario(
+            "the machine is lost while a cloud is empty",
+            12,
+            Options { guests_ms: 12_000, burns: true, ..small_world() },
+            &[
+                (1_500, Trouble::Flush),
+                (2_000, Trouble::CloudEmptied(0)),
+                (2_500, Trouble::LostMachine { without: None }),
+                (9_000, Trouble::CloudEmptied(0)),
+            ],
+        ),
     ]
 }

@@ -462,3 +462,109 @@ fn reads_are_right_under_every_fault_at_once() {
         });
     }
 }
+
+#[test]
+fn a_cloud_that_was_emptied_takes_nothing_until_it_begins_anew() {
+    let run = simulate(
+        31,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
+                cloud.confirm().await.unwrap();
+                world.real[0].empty(false);
+                assert!(matches!(cloud.confirm().await, Err(CloudError::NotOurs(_))));
+                assert_eq!(cloud.state(), CloudState::Emptied);
+                assert!(matches!(cloud.put("velum/x", Bytes::from_static(b"1")).await, Err(CloudError::NotOurs(_))));
+                assert!(cloud.enter().is_none());
+                assert!(world.real[0].bucket.borrow().pristine().is_empty());
+                let closed = cloud.close().await.unwrap();
+                cloud.begin_anew(closed).await.unwrap();
+                assert_eq!(cloud.state(), CloudState::Up);
+                cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
+                assert!(world.real[0].bucket.borrow().pristine().contains_key(IDENTITY_NAME));
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+#[test]
+fn a_place_that_is_back_is_not_believed_before_its_cursors_are_set_back() {
+    let run = simulate(
+        32,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                cloud.confirm().await.unwrap();
+                world.real[0].empty(true);
+                assert!(cloud.confirm().await.is_err());
+                world.real[0].put_back();
+                assert!(matches!(cloud.confirm().await, Err(CloudError::NotOurs(_))));
+                assert_eq!(cloud.state(), CloudState::Returned);
+                assert!(cloud.enter().is_none());
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+#[test]
+fn a_cloud_is_closed_only_when_every_visit_has_ended() {
+    let run = simulate(
+        33,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                let visit = cloud.enter().unwrap();
+                let mut closing = Box::pin(cloud.close());
+                assert!(futures_util::poll!(&mut closing).is_pending());
+                assert!(cloud.enter().is_none(), "it lets nothing in meanwhile");
+                assert!(matches!(cloud.head("velum/x").await, Err(CloudError::NotOurs(_))));
+                assert!(cloud.close().await.is_none(), "somebody else is at it");
+                drop(visit);
+                drop(closing.await.unwrap());
+                assert!(cloud.enter().is_some());
+                // Given up before it was closed, it is open again.
+                let visit = cloud.enter();
+                let mut closing = Box::pin(cloud.close());
+                assert!(futures_util::poll!(&mut closing).is_pending());
+                drop(closing);
+                assert!(cloud.enter().is_some());
+                drop(visit);
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+#[test]
+fn a_cloud_that_refuses_changes_is_read_only_and_no_cloud_that_is_up() {
+    let run = simulate(
+        34,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
+                world.real[0].faults.read_only_until_ms.set(u64::MAX);
+                for _ in 0..3 {
+                    assert!(matches!(cloud.put("velum/y", Bytes::from_static(b"1")).await, Err(CloudError::Denied(_))));
+                    assert_eq!(cloud.get("velum/x", 9).await.unwrap(), "1");
+                    assert_eq!(cloud.state(), CloudState::ReadOnly);
+                }
+                world.real[0].faults.heal();
+                cloud.put("velum/y", Bytes::from_static(b"1")).await.unwrap();
+                assert_eq!(cloud.state(), CloudState::Up);
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}

@@ -18,6 +18,7 @@ pub mod life;
 mod numbers;
 pub mod reclaim;
 pub mod recover;
+pub mod repair;
 pub mod sequence;
 mod shelf;
 mod volume;

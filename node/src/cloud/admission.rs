@@ -123,12 +123,14 @@ impl Admission {
         ticket
     }
 
-    fn remember<T>(&self, result: &Attempt<T>) -> Verdict {
+    fn remember<T>(&self, kind: CloudRequest, result: &Attempt<T>) -> Verdict {
+        let is_change = matches!(kind, CloudRequest::Put | CloudRequest::Create | CloudRequest::Delete);
         let verdict = match result {
             Ok(_) | Err(CloudStoreError::NotFound | CloudStoreError::AlreadyExists) => return Verdict::Answered,
             Err(CloudStoreError::Refused(_) | CloudStoreError::NotOurs(_)) => Verdict::Answered,
             Err(CloudStoreError::Unavailable(_)) => Verdict::Away,
             Err(CloudStoreError::Throttled(_)) => Verdict::Throttled,
+            Err(CloudStoreError::Denied(_)) if is_change => Verdict::Unsaid,
             Err(CloudStoreError::Denied(_)) => Verdict::Denied,
         };
         if let Err(error) = result {
@@ -151,7 +153,7 @@ impl Layer for Admission {
             if matches!(asked.kind, CloudRequest::Put | CloudRequest::Create) {
                 self.wrote(&result, began);
             }
-            ticket.end(self.remember(&result));
+            ticket.end(self.remember(asked.kind, &result));
             result
         })
     }

@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     actor,
-    array::{ArrayContext, ArraySettings, catalogue::Catalogue, flush::machine::Triggers, life, reclaim::retire},
+    array::{
+        ArrayContext, ArraySettings, catalogue::Catalogue, flush::machine::Triggers, life, reclaim::retire, repair,
+    },
     audit::Audit,
     cache::{DiskCache, DiskCacheSettings, MemoryCache},
     cloud::{CloudSet, Fetcher, OpenCloudError, identity::Identity},
@@ -235,6 +237,7 @@ async fn assemble(
     let catalogue = Catalogue::start(&array);
     retire::start(&array, &catalogue);
     life::watch(&array);
+    repair::start(&array, fetcher.holes());
     let dirty_bytes_max = config.dirty_bytes_max();
     let memory = MemoryCache::new(config.memory.bytes().saturating_sub(dirty_bytes_max));
     Ok(Rc::new(Assembly {

@@ -60,5 +60,7 @@ mod tests {
         assert!(check(clouds.iter(), 2, &id(ObjectKind::Record, 1), &record).is_err(), "other bytes do not count");
         clouds[1].put(id(ObjectKind::Segment, 7), Hash([7; 32]), Vec::new());
         assert_eq!(check(clouds.iter(), 2, &id(ObjectKind::Record, 1), &record), Ok(()));
+        clouds[1] = clouds[1].emptied();
+        assert_eq!(check(clouds.iter(), 2, &id(ObjectKind::Record, 1), &record), Ok(()), "it was given to the cloud");
     }
 }

@@ -208,6 +208,23 @@ mod tests {
     }
 
     #[test]
+    fn an_emptied_cloud_holds_nothing_and_nothing_in_it_has_come_back() {
+        let before = tree(false);
+        let mut holding = before.emptied();
+        assert_eq!(whole(&holding), [0_u64; 0]);
+        assert!(holding.was_given(&id(Segment, 5), &hash(Segment, 5)));
+        assert!(!holding.was_given(&id(Segment, 6), &hash(Segment, 6)));
+        put(&mut holding, Segment, 5, &[]);
+        assert!(!holding.came_back(&id(Segment, 5)), "nobody deleted it");
+        // In the stead of the right place one object was stored; it is not in the right one.
+        put(&mut holding, Segment, 7, &[]);
+        let mut right = before;
+        right.learn_from(&holding);
+        assert_eq!(whole(&right), [1, 2, 3, 4, 5]);
+        assert!(!right.holds(&id(Segment, 7), None) && right.was_given(&id(Segment, 7), &hash(Segment, 7)));
+    }
+
+    #[test]
     fn other_bytes_than_those_vouched_for_do_not_count() {
         let mut holding = tree(false);
         holding.put(id(Page, 4), hash(Page, 99), Vec::new());

@@ -249,6 +249,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cloud_that_starts_over_gets_the_newest_record_again() {
+        let mut machine = machine();
+        step(&mut machine, Input::Looked(standing(1, 1, 1)));
+        for name in ["a", "b", "c"] {
+            step(&mut machine, published(name, 1));
+        }
+        assert_eq!(step(&mut machine, Input::StartOver { cloud: cloud("c") }), ["publish c"]);
+        assert!(step(&mut machine, published("c", 1)).is_empty(), "it was shown before");
+    }
+
+    #[test]
     fn nothing_is_published_before_the_first_record() {
         assert!(step(&mut machine(), Input::Looked(standing(0, 0, 0))).is_empty());
     }
