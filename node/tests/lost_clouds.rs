@@ -105,6 +105,8 @@ fn an_emptied_cloud_is_noticed_also_when_nothing_is_written() {
         cluster.cloud("c").wipe();
         process.work(60_000).await;
         assert_eq!(state(&process, "c").await, CloudState::Emptied);
+        let said = clouds(&process).await.into_iter().find(|cloud| cloud.name == "c").unwrap().last_error.unwrap();
+        assert!(said.contains("velum cloud resync"), "{said}");
         let up = process
             .node
             .metrics()
@@ -314,6 +316,7 @@ fn a_copy_that_a_read_finds_damaged_or_missing_is_repaired() {
             cluster.cloud(cloud).latency_ms.set(200);
         }
         let process = cluster.start().await;
+        process.work(10_000).await;
         for _ in 0..4 {
             let mut guest = process.connect("demo").await;
             let image = process.run(guest.image()).await.unwrap();

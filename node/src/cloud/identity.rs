@@ -132,6 +132,12 @@ impl Guard {
         self.verdict()
     }
 
+    /// Why no request gets through, if none does.
+    #[must_use]
+    pub fn refusal(&self) -> Option<CloudStoreError> {
+        self.verdict().err()
+    }
+
     /// What the standing means for a request.
     fn verdict(&self) -> Result<(), CloudStoreError> {
         let why = match self.standing.get() {

@@ -71,7 +71,7 @@ pub struct Health {
     pub state: CloudState,
     /// Since when.
     pub since: Instant,
-    /// The newest failure.
+    /// The newest failure, or why nothing is asked of it.
     pub last_error: Option<(Instant, String)>,
     /// Running mean of the last read times.
     pub read_time: Option<Duration>,
@@ -307,10 +307,12 @@ impl Cloud {
     pub fn health(&self) -> Health {
         let governor = self.admission.governor();
         let View { read_time, read_time_p95, .. } = governor.view();
+        let refusal = self.guard.refusal().map(|error| (self.admission.turned_at(), error));
+        let last_error = refusal.or_else(|| self.admission.last_error());
         Health {
             state: self.state(),
             since: self.admission.turned_at(),
-            last_error: self.admission.last_error().map(|(at, error)| (at, error.to_string())),
+            last_error: last_error.map(|(at, error)| (at, error.to_string())),
             read_time,
             read_time_p95,
             write_time: self.admission.write_time(),

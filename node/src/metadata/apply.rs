@@ -124,8 +124,8 @@ impl State {
             | Command::RevokeFlush { .. }
             | Command::AppendSequence { .. }
             | Command::ChangeLineage { .. }
-            | Command::MoveCursor { .. }
-            | Command::ResyncCloud { .. } => self.apply_to_sequence(command),
+            | Command::MoveCursor { .. } => self.apply_to_sequence(command),
+            Command::ResyncCloud { cloud } => self.resync_cloud(cloud),
             Command::CommitCheckpoint { .. }
             | Command::MoveCheckpointCursor { .. }
             | Command::CommitReclaim { .. }
