@@ -22,6 +22,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 
+pub use check::is_in_memory;
 pub use error::{ConfigError, Finding};
 pub use listen::Listen;
 pub use size::{Size, SizeError};

@@ -16,8 +16,8 @@ mod label;
 mod make;
 
 pub use label::{
-    By, CloudOutcome, CloudRequest, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput, Tier,
-    WorkOutcome,
+    By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput,
+    Tier, WorkOutcome,
 };
 use make::Make;
 
@@ -193,8 +193,10 @@ pub struct CloudMetrics {
     pub sent_bytes: IntCounter,
     /// `velum_cloud_received_bytes_total`
     pub received_bytes: IntCounter,
-    /// `velum_cloud_up`
+    /// `velum_cloud_up`: 1 when it answers, takes what is stored, and is the cluster's.
     pub up: IntGauge,
+    /// `velum_cloud_state`: 1 for the state it is in.
+    pub states: By<CloudState, IntGauge>,
     /// `velum_cloud_in_flight_requests`
     pub in_flight: IntGauge,
     /// `velum_cloud_retries_total`
@@ -209,6 +211,8 @@ pub struct CloudMetrics {
     pub reclaimed_objects: IntCounter,
     /// `velum_cloud_reclaimed_bytes_total`
     pub reclaimed_bytes: IntCounter,
+    /// `velum_cloud_repaired_objects_total`: copies that were missing or damaged and stored again.
+    pub repaired: IntCounter,
 }
 
 /// Every metric of a node.
@@ -252,6 +256,7 @@ struct CloudSeries {
     sent_bytes: IntCounterVec,
     received_bytes: IntCounterVec,
     up: IntGaugeVec,
+    states: IntGaugeVec,
     in_flight: IntGaugeVec,
     retries: IntCounterVec,
     hedged: IntCounterVec,
@@ -259,6 +264,7 @@ struct CloudSeries {
     lag_bytes: IntGaugeVec,
     reclaimed_objects: IntCounterVec,
     reclaimed_bytes: IntCounterVec,
+    repaired: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -323,6 +329,7 @@ impl Metrics {
             sent_bytes: series.sent_bytes.with_label_values(label),
             received_bytes: series.received_bytes.with_label_values(label),
             up: series.up.with_label_values(label),
+            states: By::new(|state: &CloudState| series.states.with_label_values(&[name, state.text()])),
             in_flight: series.in_flight.with_label_values(label),
             retries: series.retries.with_label_values(label),
             hedged: series.hedged.with_label_values(label),
@@ -330,6 +337,7 @@ impl Metrics {
             lag_bytes: series.lag_bytes.with_label_values(label),
             reclaimed_objects: series.reclaimed_objects.with_label_values(label),
             reclaimed_bytes: series.reclaimed_bytes.with_label_values(label),
+            repaired: series.repaired.with_label_values(label),
         }
     }
 
@@ -513,7 +521,8 @@ impl Make {
             ),
             sent_bytes: self.counters("velum_cloud_sent_bytes_total", "Bytes stored", label),
             received_bytes: self.counters("velum_cloud_received_bytes_total", "Bytes read", label),
-            up: self.gauges("velum_cloud_up", "1 when its last requests were answered", label),
+            up: self.gauges("velum_cloud_up", "1 when it answers, takes what is stored, and is the cluster's", label),
+            states: self.gauges("velum_cloud_state", "1 for the state a cloud is in", &["cloud", "state"]),
             in_flight: self.gauges("velum_cloud_in_flight_requests", "Attempts under way", label),
             retries: self.counters("velum_cloud_retries_total", "Attempts after the first", label),
             hedged: self.counters(
@@ -525,6 +534,11 @@ impl Make {
             lag_bytes: self.gauges("velum_cloud_lag_bytes", "Bytes a cloud lacks", label),
             reclaimed_objects: self.counters("velum_cloud_reclaimed_objects_total", "Objects deleted", label),
             reclaimed_bytes: self.counters("velum_cloud_reclaimed_bytes_total", "Bytes of objects deleted", label),
+            repaired: self.counters(
+                "velum_cloud_repaired_objects_total",
+                "Copies that a read found missing or damaged and that were stored again",
+                label,
+            ),
         }
     }
 }

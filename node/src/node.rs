@@ -14,6 +14,7 @@ mod gauges;
 mod layout;
 mod opening;
 mod records;
+mod resync;
 mod service;
 mod start;
 mod views;

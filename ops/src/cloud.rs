@@ -17,6 +17,13 @@ pub(crate) enum Cloud {
     List,
     /// Write, read back and delete a small object in each cloud
     Check,
+    /// Believe nothing to be in a cloud any more, and bring everything there again from the others: for one that was emptied,
+    /// or that lost objects. An empty place becomes the cluster's; another cluster's is refused. Until the cloud is up to
+    /// date, nothing counts as stored there
+    Resync {
+        /// The cloud's name
+        name: String,
+    },
 }
 
 /// Does it.
@@ -25,6 +32,11 @@ pub(crate) fn run(cloud: &Cloud, target: &Target, format: Format) -> Result<(), 
     client::run(async {
         match cloud {
             Cloud::List => output::print(format, &Listed(client.get(&["clouds"]).await?)),
+            Cloud::Resync { name } => {
+                let begun: CloudStatus = client.post::<(), _>(&["clouds", name, "resync"], None).await?;
+                output::print(format, &Listed(vec![begun]));
+                output::say(&format!("cloud {name} is brought up to date; `velum cloud list` shows what it lacks yet"));
+            }
             Cloud::Check => {
                 let checks = Checked(client.post::<(), _>(&["clouds", "check"], None).await?);
                 output::print(format, &checks);
@@ -51,7 +63,7 @@ impl Table for Listed {
         let row = |cloud: &CloudStatus| {
             vec![
                 cloud.name.clone(),
-                if cloud.up { "up" } else { "away" }.to_owned(),
+                if cloud.in_memory { format!("{}, in memory only", cloud.state) } else { cloud.state.to_string() },
                 optional(cloud.write_seconds, seconds),
                 optional(cloud.read_seconds, seconds),
                 cloud.lag_records.to_string(),

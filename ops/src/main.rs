@@ -55,7 +55,7 @@ enum Command {
         #[command(subcommand)]
         volume: volume::Volume,
     },
-    /// List and check the clouds of a node
+    /// List, check and resync the clouds of a node
     Cloud {
         #[command(flatten)]
         target: client::Target,
@@ -149,6 +149,7 @@ mod tests {
             "velum volume acl demo",
             "velum cloud list",
             "velum cloud check",
+            "velum cloud resync c",
             "velum key init --keyfile root.key",
             "velum recover --cloud file:///a --cloud file:///b --keyfile k --dir d --accept-missing c --verify full",
             "velum inspect journal FILE",

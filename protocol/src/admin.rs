@@ -82,6 +82,11 @@ pub enum Request {
     ListClouds,
     /// `POST /v1/clouds/check`; writes, reads back and deletes a small object in each cloud.
     CheckClouds,
+    /// `POST /v1/clouds/NAME/resync`; believes nothing to be in the cloud any more and brings everything there again.
+    ResyncCloud {
+        /// The cloud's name.
+        name: String,
+    },
 }
 
 /// A new volume.
@@ -172,6 +177,8 @@ pub enum Response {
     Clouds(Vec<CloudStatus>),
     /// To `CheckClouds`.
     Checks(Vec<CloudCheck>),
+    /// To `ResyncCloud`.
+    Cloud(CloudStatus),
 }
 
 /// Which program answers.
@@ -334,6 +341,37 @@ pub struct Deleted {
     pub name: String,
 }
 
+/// What can be done with a cloud.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloudState {
+    /// It answers and takes what is stored.
+    Up,
+    /// It does not answer, or refuses the credentials.
+    Away,
+    /// It answers and does not take what is stored.
+    ReadOnly,
+    /// Its identity object is gone: somebody emptied it, or its URL leads elsewhere now.
+    Emptied,
+    /// It holds another cluster's data.
+    Foreign,
+    /// It was emptied or foreign, and is the cluster's again; how far it reaches is looked at.
+    Returned,
+}
+
+impl fmt::Display for CloudState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Up => "up",
+            Self::Away => "away",
+            Self::ReadOnly => "read-only",
+            Self::Emptied => "emptied",
+            Self::Foreign => "foreign",
+            Self::Returned => "returned",
+        })
+    }
+}
+
 /// How a cloud is doing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CloudStatus {
@@ -341,8 +379,10 @@ pub struct CloudStatus {
     pub name: String,
     /// Where it is, without credentials.
     pub url: String,
-    /// Whether its last requests were answered.
-    pub up: bool,
+    /// What can be done with it; only one that is up counts for what is flushed.
+    pub state: CloudState,
+    /// It keeps what is stored in the memory of the node's process, and nothing when that ends.
+    pub in_memory: bool,
     /// The kind of its last fault, without the cloud's own words.
     pub last_error: Option<String>,
     /// Typical time of a read, when there was one.

@@ -65,7 +65,7 @@ fn scenario(name: &'static str, seed: u64, options: Options, troubles: &[(u64, T
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let power = |io| Trouble::PowerLossAtIo(io, Loss::Torn);
-    vec![
+    let mut scenarios = vec![
         scenario("fair weather", 1, small_world(), &[]),
         scenario(
             "the process is killed again and again",
@@ -103,12 +103,6 @@ pub fn all() -> Vec<Scenario> {
                 .collect::<Vec<_>>(),
         ),
         scenario(
-            "one cloud after the other is away",
-            5,
-            small_world(),
-            &[(500, Trouble::CloudAway(0)), (2_500, Trouble::CloudAway(1)), (4_500, Trouble::CloudAway(2))],
-        ),
-        scenario(
             "the machine is lost, then also a cloud",
             6,
             Options { burns: true, ..small_world() },
@@ -124,11 +118,54 @@ pub fn all() -> Vec<Scenario> {
             Options { memory_bytes: 2 << 20, flush_bytes: 8 << 20, flush_interval_ms: 5_000, ..small_world() },
             &[(500, Trouble::CloudAway(0)), (600, Trouble::CloudAway(1)), (3_000, Trouble::Kill)],
         ),
+    ];
+    scenarios.extend(clouds());
+    scenarios
+}
+
+/// Those in which clouds are bad.
+fn clouds() -> Vec<Scenario> {
+    vec![
+        scenario(
+            "one cloud after the other is away",
+            5,
+            small_world(),
+            &[(500, Trouble::CloudAway(0)), (2_500, Trouble::CloudAway(1)), (4_500, Trouble::CloudAway(2))],
+        ),
         scenario(
             "a cloud lies about everything",
             8,
             Options { cache_bytes: 0, burns: true, ..small_world() },
             &[(500, Trouble::CloudLies(0)), (2_500, Trouble::CloudLies(0)), (4_000, Trouble::Kill)],
+        ),
+        scenario(
+            "a cloud is emptied while another one is away, and the process is killed",
+            10,
+            Options { guests_ms: 40_000, burns: true, ..small_world() },
+            &[
+                (1_500, Trouble::Flush),
+                (2_000, Trouble::CloudAway(1)),
+                (2_100, Trouble::CloudEmptied(0)),
+                (4_000, Trouble::Kill),
+                (20_000, Trouble::CloudReadOnly(2)),
+            ],
+        ),
+        scenario(
+            "a cloud is exchanged for an empty place and put back",
+            11,
+            Options { guests_ms: 40_000, ..small_world() },
+            &[(1_500, Trouble::Flush), (2_000, Trouble::CloudExchanged(0)), (20_000, Trouble::Kill)],
+        ),
+        scenario(
+            "the machine is lost while a cloud is empty",
+            12,
+            Options { guests_ms: 12_000, burns: true, ..small_world() },
+            &[
+                (1_500, Trouble::Flush),
+                (2_000, Trouble::CloudEmptied(0)),
+                (2_500, Trouble::LostMachine { without: None }),
+                (9_000, Trouble::CloudEmptied(0)),
+            ],
         ),
     ]
 }

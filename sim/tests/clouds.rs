@@ -6,16 +6,24 @@
     reason = "a test that meets the unexpected has failed, and says where"
 )]
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use velum_node::{
-    cloud::{Cloud, CloudError, CloudSet, FetchError, Fetcher},
+    cloud::{Cloud, CloudError, CloudSet, FetchError, Fetcher, identity::Identity},
     config::CloudConfig,
     env::Env,
-    keyring::{Keyring, ObjectKind, ProviderSecret, VolumeKeys, create_cluster, new_keyfile},
-    metrics::{CloudOutcome, CloudRequest, Metrics},
+    keyring::{
+        IDENTITY_NAME, Keyring, NewCluster, ObjectKind, ProviderSecret, VolumeKeys, create_cluster, new_keyfile,
+    },
+    metrics::{CloudOutcome, CloudRequest, CloudState, Metrics},
 };
 use velum_protocol::{
     checksum,
@@ -71,9 +79,13 @@ impl World {
         let config =
             |name: &&str| CloudConfig { name: (*name).to_owned(), url: (*name).to_owned(), options: BTreeMap::new() };
         let configs: Vec<_> = NAMES.iter().map(config).collect();
-        let set = CloudSet::open(&env, &configs, 2, &metrics).unwrap();
         let secret = ProviderSecret::from_keyfile(0o600, new_keyfile(&*env.entropy).to_vec()).unwrap();
-        let keyring = create_cluster(&*env.entropy, &secret).unwrap().keyring;
+        let NewCluster { keyring, identity_object, slots_object } = create_cluster(&*env.entropy, &secret).unwrap();
+        for cloud in &real {
+            cloud.store(IDENTITY_NAME, identity_object.clone());
+        }
+        let identity = Identity { object: identity_object, slots: slots_object, generation: 1 };
+        let set = CloudSet::open(&env, &configs, 2, (&identity, &BTreeSet::new()), &metrics).unwrap();
         let wrapped = keyring.new_volume_keys(&*env.entropy, VOLUME, KeyEpoch(1));
         let keys = keyring.volume(VOLUME, &wrapped).unwrap();
         let fetcher = Fetcher::new(&env, &set, keyring.clone());
@@ -227,10 +239,12 @@ fn requests_to_an_absent_cloud_end_and_its_health_says_so_until_it_is_back() {
         assert!(matches!(put, Err(CloudError::Away(_))), "{put:?}");
         assert!(world.sim.now_ms() < 2_000, "a cloud that refuses connections is given up soon");
         let health = world.cloud(1).health();
-        assert!(!health.up && health.last_error.is_some(), "{health:?}");
+        assert!(health.state == CloudState::Away && health.last_error.is_some(), "{health:?}");
+        world.cloud(1).show();
         assert_eq!(world.metrics.cloud("b").up.get(), 0);
         world.sim.sleep_ms(75_000).await;
-        assert!(world.cloud(1).health().up, "it came back, and nobody needed to ask for it");
+        assert_eq!(world.cloud(1).state(), CloudState::Up, "it came back, and nobody needed to ask for it");
+        world.cloud(1).show();
         assert_eq!(world.metrics.cloud("b").up.get(), 1);
         watch.abort();
     });
@@ -447,4 +461,110 @@ fn reads_are_right_under_every_fault_at_once() {
             }
         });
     }
+}
+
+#[test]
+fn a_cloud_that_was_emptied_takes_nothing_until_it_begins_anew() {
+    let run = simulate(
+        31,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
+                cloud.confirm().await.unwrap();
+                world.real[0].empty(false);
+                assert!(matches!(cloud.confirm().await, Err(CloudError::NotOurs(_))));
+                assert_eq!(cloud.state(), CloudState::Emptied);
+                assert!(matches!(cloud.put("velum/x", Bytes::from_static(b"1")).await, Err(CloudError::NotOurs(_))));
+                assert!(cloud.enter().is_none());
+                assert!(world.real[0].bucket.borrow().pristine().is_empty());
+                let closed = cloud.close().await.unwrap();
+                cloud.begin_anew(closed).await.unwrap();
+                assert_eq!(cloud.state(), CloudState::Up);
+                cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
+                assert!(world.real[0].bucket.borrow().pristine().contains_key(IDENTITY_NAME));
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+#[test]
+fn a_place_that_is_back_is_not_believed_before_its_cursors_are_set_back() {
+    let run = simulate(
+        32,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                cloud.confirm().await.unwrap();
+                world.real[0].empty(true);
+                assert!(cloud.confirm().await.is_err());
+                world.real[0].put_back();
+                assert!(matches!(cloud.confirm().await, Err(CloudError::NotOurs(_))));
+                assert_eq!(cloud.state(), CloudState::Returned);
+                assert!(cloud.enter().is_none());
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+#[test]
+fn a_cloud_is_closed_only_when_every_visit_has_ended() {
+    let run = simulate(
+        33,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                let visit = cloud.enter().unwrap();
+                let mut closing = Box::pin(cloud.close());
+                assert!(futures_util::poll!(&mut closing).is_pending());
+                assert!(cloud.enter().is_none(), "it lets nothing in meanwhile");
+                assert!(matches!(cloud.head("velum/x").await, Err(CloudError::NotOurs(_))));
+                assert!(cloud.close().await.is_none(), "somebody else is at it");
+                drop(visit);
+                drop(closing.await.unwrap());
+                assert!(cloud.enter().is_some());
+                // Given up before it was closed, it is open again.
+                let visit = cloud.enter();
+                let mut closing = Box::pin(cloud.close());
+                assert!(futures_util::poll!(&mut closing).is_pending());
+                drop(closing);
+                assert!(cloud.enter().is_some());
+                drop(visit);
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+#[test]
+fn a_cloud_that_refuses_changes_is_read_only_and_no_cloud_that_is_up() {
+    let run = simulate(
+        34,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::new(&sim);
+                let cloud = world.cloud(0);
+                cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
+                world.real[0].faults.read_only_until_ms.set(u64::MAX);
+                for _ in 0..3 {
+                    assert!(matches!(cloud.put("velum/y", Bytes::from_static(b"1")).await, Err(CloudError::Denied(_))));
+                    assert_eq!(cloud.get("velum/x", 9).await.unwrap(), "1");
+                    assert_eq!(cloud.state(), CloudState::ReadOnly);
+                }
+                world.real[0].faults.heal();
+                cloud.put("velum/y", Bytes::from_static(b"1")).await.unwrap();
+                assert_eq!(cloud.state(), CloudState::Up);
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
 }

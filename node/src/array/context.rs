@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::future::select;
 use velum_protocol::{
-    format::metadata::{Command, RequestId},
+    format::metadata::{CloudName, Command, RequestId},
     id::{Epoch, Incarnation, NodeId, ObjectNumber, VolumeId},
 };
 
@@ -125,6 +125,12 @@ impl ArrayContext {
             }
             pause = pause.saturating_mul(2).min(PAUSE_MAX);
         }
+    }
+
+    /// Forgets what was known to be in a cloud. Volumes and the catalogue have cursors of their own for it.
+    pub fn forget_cloud(&self, cloud: &CloudName) {
+        self.copies.forget_cloud(cloud);
+        self.known.forget_cloud(cloud);
     }
 
     /// Reads something of a volume; `None` when it is not there.

@@ -17,7 +17,7 @@ use velum_protocol::{
 use super::shelf::Shelf;
 use crate::{
     actor,
-    cloud::{Cloud, CloudError, CloudSet},
+    cloud::{Cloud, CloudError, CloudSet, identity::Visit},
     env::Clock,
     keyring::{Keyring, ObjectId},
 };
@@ -81,6 +81,12 @@ impl Copies {
         self.clouds.clouds.iter().find(|cloud| cloud.name() == name).cloned()
     }
 
+    /// The cloud of a name, with a visit there; none while it takes none.
+    pub(crate) fn enter(&self, name: &CloudName) -> Option<(Visit, Rc<Cloud>)> {
+        let cloud = self.cloud(name)?;
+        Some((cloud.enter()?, cloud))
+    }
+
     /// Stores an object: sends it to all clouds at once and returns when enough have it. Goes on for as long as that takes;
     /// clouds that need longer than the others are left to it in the background.
     pub async fn store(self: &Rc<Self>, id: ObjectId, stored: Bytes) {
@@ -110,7 +116,15 @@ impl Copies {
             let name = self.keyring.object_name(&id);
             let mut pause = PAUSE_MIN;
             loop {
-                held = cloud.put(&name, stored.clone()).await.is_ok();
+                if let Some(_visit) = cloud.enter() {
+                    held = cloud.put(&name, stored.clone()).await.is_ok();
+                    if held {
+                        self.sent(id, cloud.name(), held);
+                    }
+                } else {
+                    // Nothing is on its way to a place that takes nothing; nobody is to wait for it.
+                    self.sent(id, cloud.name(), false);
+                }
                 if held || enough(&self.shelf.borrow()) {
                     break;
                 }
@@ -119,13 +133,33 @@ impl Copies {
             }
             self.take_lag(place, stored.len());
         }
+        if !held {
+            self.sent(id, cloud.name(), held);
+        }
+    }
+
+    /// A copy has arrived, or is not on its way any more.
+    fn sent(&self, id: ObjectId, cloud: &CloudName, held: bool) {
         let mut shelf = self.shelf.borrow_mut();
-        shelf.set_done(id, cloud.name(), held);
+        shelf.set_done(id, cloud, held);
         if shelf.holders(&id) == self.clouds.clouds.len() {
             shelf.take_down(&id);
         }
         drop(shelf);
         self.changed.notify_waiters();
+    }
+
+    /// Forgets what was known to be in a cloud.
+    pub(crate) fn forget_cloud(&self, cloud: &CloudName) {
+        self.shelf.borrow_mut().forget_cloud(cloud);
+    }
+
+    /// Makes sure that what was stored in a cloud until now was stored in the cluster's own place.
+    ///
+    /// # Errors
+    /// When it was not, or the cloud does not answer.
+    pub async fn confirm(&self, cloud: &Cloud) -> Result<(), CopyError> {
+        cloud.confirm().await.map_err(|error| CopyError::Target { cloud: cloud.name().clone(), error })
     }
 
     /// Brings an object to a cloud unless it is there.

@@ -60,6 +60,11 @@ impl Known {
     pub(crate) fn life(&self) -> Life {
         self.newest.get()
     }
+
+    /// Forgets that a cloud holds claims.
+    pub(crate) fn forget_cloud(&self, cloud: &CloudName) {
+        self.told.borrow_mut().remove(cloud);
+    }
 }
 
 /// Keeps asking, until this life is over. Runs as long as the `LocalSet` it was started on; nothing is flushed without it.
@@ -109,7 +114,18 @@ pub(crate) async fn ask(array: &ArrayContext) -> Life {
     let next = array.incarnation().next();
     let name = array.keyring.object_name(&Keyring::claim_id(next));
     let set = array.copies.clouds();
-    let answers = join_all(set.clouds.iter().map(|cloud| cloud.get(&name, fits_in(CLAIM_BYTES_MAX)))).await;
+    let answers = join_all(set.clouds.iter().map(|cloud| {
+        let name = &name;
+        async move {
+            let answer = cloud.get(name, fits_in(CLAIM_BYTES_MAX)).await;
+            if matches!(answer, Err(CloudError::NotFound)) {
+                // A place that was emptied has no claim either, and that says nothing.
+                cloud.confirm().await?;
+            }
+            answer
+        }
+    }))
+    .await;
     let claimed = answers.iter().flatten().any(|stored| array.keyring.open_claim(next, stored).is_ok());
     let without = answers.iter().filter(|answer| matches!(answer, Err(CloudError::NotFound))).count();
     if claimed {

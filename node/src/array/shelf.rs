@@ -97,6 +97,13 @@ impl Shelf {
         }
     }
 
+    /// Nothing is known any more to be in a cloud.
+    pub(super) fn forget_cloud(&mut self, cloud: &CloudName) {
+        for entry in self.entries.values_mut() {
+            entry.held.remove(cloud);
+        }
+    }
+
     fn entry(&mut self, id: ObjectId) -> &mut Entry {
         if !self.entries.contains_key(&id) {
             self.order.push_back(id);

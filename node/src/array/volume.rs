@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::Duration,
 };
@@ -78,6 +78,8 @@ struct Wiring {
     checkpoint: OnceCell<Handle<checkpoint::Input>>,
     windows: RefCell<Vec<flush::Phase>>,
     fenced: Cell<bool>,
+    /// Clouds that were rid of what earlier lives left there.
+    settled: Rc<RefCell<BTreeSet<CloudName>>>,
 }
 
 /// See the module. Lives as long as the `LocalSet` it was started on; dropping this handle stops nothing.
@@ -114,6 +116,7 @@ impl VolumeArray {
                 checkpoint: OnceCell::new(),
                 windows: RefCell::default(),
                 fenced: Cell::new(false),
+                settled: Rc::default(),
             }),
         };
         own.start_checkpoints(&state);
@@ -149,6 +152,13 @@ impl VolumeArray {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(Fenced),
         }
+    }
+
+    /// Brings everything to a cloud again in which nothing is believed to be any more, and nothing is under way.
+    pub fn start_over(&self, cloud: &CloudName) {
+        self.wiring.settled.borrow_mut().remove(cloud);
+        self.checkpoint_handle().call(checkpoint::Input::StartOver { cloud: cloud.clone() });
+        self.sequence_handle().call(sequence::Input::StartOver { cloud: cloud.clone() });
     }
 
     /// How exposed the volume is.
@@ -234,7 +244,7 @@ impl VolumeArray {
         let machine = reclaim::Machine::new(self.context.array.settings.reclaim_grace);
         let own = self.clone();
         let ask_checkpoint = Rc::new(move || own.checkpoint_handle().call(checkpoint::Input::Demanded));
-        let shell = ReclaimShell::new(self.context.clone(), ask_checkpoint);
+        let shell = ReclaimShell::new(self.context.clone(), ask_checkpoint, Rc::clone(&self.wiring.settled));
         let handle = actor::start(Rc::clone(&self.context.array.env.clock), machine, shell);
         handle.call(reclaim::Input::Tick);
     }

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -27,11 +28,12 @@ pub(super) struct Admission {
     tickets: Cell<u64>,
     turned_at: Cell<Instant>,
     last_error: RefCell<Option<(Instant, CloudStoreError)>>,
+    takes_writes: Cell<bool>,
+    write_time: Cell<Option<Duration>>,
 }
 
 impl Admission {
     pub(super) fn new(clock: Rc<dyn Clock>, metrics: CloudMetrics) -> Rc<Self> {
-        metrics.up.set(1);
         let turned_at = Cell::new(clock.now());
         Rc::new(Self {
             clock,
@@ -41,6 +43,8 @@ impl Admission {
             tickets: Cell::default(),
             turned_at,
             last_error: RefCell::default(),
+            takes_writes: Cell::new(true),
+            write_time: Cell::default(),
         })
     }
 
@@ -78,13 +82,34 @@ impl Admission {
                         own.step(Input::Woken);
                     });
                 }
-                Effect::Turned { up } => {
-                    self.turned_at.set(now);
-                    self.metrics.up.set(i64::from(up));
-                }
+                Effect::Turned { .. } => self.turned_at.set(now),
             }
         }
         self.metrics.in_flight.set(i64::try_from(self.governor.borrow().in_flight()).unwrap_or(i64::MAX));
+    }
+
+    /// False from the moment that it refused to store an object until it stores one again.
+    pub(super) fn takes_writes(&self) -> bool {
+        self.takes_writes.get()
+    }
+
+    /// Running mean of the last times in which an object was stored.
+    pub(super) fn write_time(&self) -> Option<Duration> {
+        self.write_time.get()
+    }
+
+    /// Learns from an attempt to store an object that began at `began`.
+    fn wrote<T>(&self, result: &Attempt<T>, began: Instant) {
+        match result {
+            Ok(_) => {
+                let took = self.clock.now().since(began);
+                self.write_time.set(Some(self.write_time.get().map_or(took, |mean| (mean * 7 + took) / 8)));
+                self.takes_writes.set(true);
+            }
+            Err(CloudStoreError::AlreadyExists) => self.takes_writes.set(true),
+            Err(CloudStoreError::Denied(_) | CloudStoreError::Refused(_)) => self.takes_writes.set(false),
+            Err(_) => {}
+        }
     }
 
     async fn admit(self: &Rc<Self>, class: Class) -> Ticket {
@@ -98,12 +123,14 @@ impl Admission {
         ticket
     }
 
-    fn remember<T>(&self, result: &Attempt<T>) -> Verdict {
+    fn remember<T>(&self, kind: CloudRequest, result: &Attempt<T>) -> Verdict {
+        let is_change = matches!(kind, CloudRequest::Put | CloudRequest::Create | CloudRequest::Delete);
         let verdict = match result {
             Ok(_) | Err(CloudStoreError::NotFound | CloudStoreError::AlreadyExists) => return Verdict::Answered,
-            Err(CloudStoreError::Refused(_)) => Verdict::Answered,
+            Err(CloudStoreError::Refused(_) | CloudStoreError::NotOurs(_)) => Verdict::Answered,
             Err(CloudStoreError::Unavailable(_)) => Verdict::Away,
             Err(CloudStoreError::Throttled(_)) => Verdict::Throttled,
+            Err(CloudStoreError::Denied(_)) if is_change => Verdict::Unsaid,
             Err(CloudStoreError::Denied(_)) => Verdict::Denied,
         };
         if let Err(error) = result {
@@ -121,8 +148,12 @@ impl Layer for Admission {
         };
         Box::pin(async move {
             let ticket = self.admit(class).await;
+            let began = self.clock.now();
             let result = call().await;
-            ticket.end(self.remember(&result));
+            if matches!(asked.kind, CloudRequest::Put | CloudRequest::Create) {
+                self.wrote(&result, began);
+            }
+            ticket.end(self.remember(asked.kind, &result));
             result
         })
     }

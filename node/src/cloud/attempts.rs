@@ -63,7 +63,7 @@ impl Layer for Meter {
                 Err(CloudStoreError::Unavailable(_)) => CloudOutcome::Unavailable,
                 Err(CloudStoreError::Throttled(_)) => CloudOutcome::Throttled,
                 Err(CloudStoreError::Denied(_)) => CloudOutcome::Denied,
-                Err(CloudStoreError::Refused(_)) => CloudOutcome::Refused,
+                Err(CloudStoreError::Refused(_) | CloudStoreError::NotOurs(_)) => CloudOutcome::Refused,
             };
             self.metrics.requests.of(asked.kind).of(outcome).inc();
             if outcome != CloudOutcome::Unavailable {

@@ -5,7 +5,7 @@
 //!   doubles up to a minute.
 //! * Reads go before writes, and writes leave a quarter of the window to them: a guest may be waiting for a read.
 //! * A cloud is down after three failures in a row or one refusal of the credentials, and up with the next answer. Down is
-//!   an opinion for choosing among clouds, not a ban: requests still go out.
+//!   an opinion for choosing among clouds, not a ban: requests still go out. A cloud that may be read and not written to is up.
 //! * How long reads took lately: a running mean, and the 95th percentile of the last ones.
 //!
 //! Invariants after each step: no more requests in flight than the window at the moment they were admitted; nothing waits
@@ -55,6 +55,8 @@ pub enum Verdict {
     Away,
     /// It refused the credentials.
     Denied,
+    /// It refused them for a change; whether it can be read from is another question.
+    Unsaid,
 }
 
 /// What happens to a cloud's requests.
@@ -235,6 +237,7 @@ impl Governor {
                 }
             }
             Verdict::Denied => self.turn(false, effects),
+            Verdict::Unsaid => {}
         }
     }
 

@@ -146,6 +146,11 @@ fn refused_credentials_are_down_at_once() {
     let mut bench = Bench::new();
     assert_eq!(bench.request(1, Class::Read, 1, Verdict::Denied), [Effect::Turned { up: false }]);
     assert!(!bench.governor.view().up);
+    assert_eq!(bench.request(2, Class::Write, 1, Verdict::Unsaid), []);
+    assert!(!bench.governor.view().up, "a refused change says nothing either way");
+    bench.request(3, Class::Read, 1, Verdict::Answered);
+    assert_eq!(bench.request(4, Class::Write, 1, Verdict::Unsaid), []);
+    assert!(bench.governor.view().up);
 }
 
 #[test]

@@ -1,22 +1,26 @@
-//! The guard before each cloud: nothing is read from or written to a bucket until its identity object says that it belongs to
-//! this cluster.
+//! The guard before each cloud: whether the place that its URL leads to is this cluster's, and still is.
 //!
-//! A decorator of [`CloudStore`]. The first request looks at the identity object: the cluster's own lets all requests pass
-//! from then on; another cluster's refuses them all; none means that the bucket is new (the identity and key slots are
-//! stored) or, when this cloud has been in use before, that somebody emptied it, which is refused too: a cloud that has lost
-//! what others believe it holds must not quietly start over.
+//! A layer of [`super::Cloud`]. The first request looks at the identity object. The cluster's own lets requests pass; another
+//! cluster's refuses them all; none means that the place is new (the identity and key slots are stored) or, when this cloud
+//! has been in use before, that somebody emptied it, which is refused too: a cloud that has lost what others believe it holds
+//! must not quietly start over.
+//!
+//! A place can be emptied or replaced while the node runs as well. So whoever is about to count on what was stored there asks
+//! [`Guard::look`] for the identity once more, after the last object and before it counts: what was found in its place then
+//! was stored in the right one. A place that was found wrong takes no request any more, also when its identity is back: it
+//! may hold less than the metadata says, so its cursors start over first.
+//!
+//! For that nothing may be under way there that still believes the old cursors. Whoever does more than one thing in a cloud
+//! and draws a conclusion holds a [`Visit`]; [`Guard::close`] lets no visit begin and waits for the end of those there are.
 
-use std::{
-    cell::Cell,
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
+use super::layer::{Answer, Asked, Attempt, Call, Layer};
 use crate::{
-    env::{CloudStore, CloudStoreError, Clouds, Local},
+    env::{CloudStore, CloudStoreError, Local},
     keyring::{IDENTITY_NAME, slots_name},
 };
 
@@ -34,140 +38,186 @@ pub struct Identity {
     pub generation: u64,
 }
 
-/// A cloud that answers only once it is known to be the cluster's own.
-#[derive(Clone)]
-pub struct Guarded(Rc<Inner>);
-
-struct Inner {
-    store: Rc<dyn CloudStore>,
-    identity: Identity,
-    may_be_new: bool,
-    admitted: Cell<bool>,
+/// What is known of the place that a cloud's URL leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody has looked since the node started.
+    Unseen,
+    /// It holds the cluster's identity, and has whenever it was looked at.
+    Ours,
+    /// It holds no identity although it did, or should.
+    Emptied,
+    /// It holds another identity.
+    Foreign,
+    /// It was found wrong and holds the cluster's identity again; what else it holds is not known.
+    Returned,
 }
 
-impl Guarded {
-    /// Guards `store`. With `may_be_new`, a bucket without identity object becomes the cluster's.
+/// See the module.
+pub struct Guard {
+    store: Rc<dyn CloudStore>,
+    identity: Identity,
+    may_be_new: Cell<bool>,
+    standing: Cell<Standing>,
+    closed: Cell<bool>,
+    visits: Cell<usize>,
+    left: Notify,
+}
+
+impl Guard {
+    /// Guards the place behind `store`. With `may_be_new`, a place without identity object becomes the cluster's.
     #[must_use]
-    pub fn new(store: Rc<dyn CloudStore>, identity: Identity, may_be_new: bool) -> Self {
-        Self(Rc::new(Inner { store, identity, may_be_new, admitted: Cell::new(false) }))
+    pub fn new(store: Rc<dyn CloudStore>, identity: Identity, may_be_new: bool) -> Rc<Self> {
+        Rc::new(Self {
+            store,
+            identity,
+            may_be_new: Cell::new(may_be_new),
+            standing: Cell::new(Standing::Unseen),
+            closed: Cell::new(false),
+            visits: Cell::new(0),
+            left: Notify::new(),
+        })
     }
 
-    /// Looks at the identity object now, unless it was found good before.
+    /// What was found when it was looked at last.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing.get()
+    }
+
+    /// Looks at the identity object now.
     ///
     /// # Errors
-    /// `Refused` when the bucket is another cluster's or was emptied; otherwise whatever the cloud answered.
-    pub async fn admit(&self) -> Result<(), CloudStoreError> {
-        let inner = &self.0;
-        if inner.admitted.get() {
-            return Ok(());
-        }
-        match inner.store.get(IDENTITY_NAME, IDENTITY_BYTES_MAX).await {
-            Ok(found) if found == inner.identity.object => {}
-            Ok(_) => {
-                return Err(CloudStoreError::Refused(
-                    "it holds another cluster's data; to bring that cluster back use `velum recover`".to_owned(),
-                ));
+    /// `NotOurs` when the place is another cluster's, was emptied, or has only just come back; otherwise whatever the cloud
+    /// answered.
+    pub async fn look(&self) -> Result<(), CloudStoreError> {
+        let found = match self.store.get(IDENTITY_NAME, IDENTITY_BYTES_MAX).await {
+            Ok(found) if found == self.identity.object => match self.standing.get() {
+                Standing::Unseen | Standing::Ours => Standing::Ours,
+                Standing::Emptied | Standing::Foreign | Standing::Returned => Standing::Returned,
+            },
+            Ok(_) => Standing::Foreign,
+            Err(CloudStoreError::NotFound) if self.standing.get() == Standing::Unseen && self.may_be_new.get() => {
+                return self.claim().await;
             }
-            Err(CloudStoreError::NotFound) if inner.may_be_new => self.claim().await?,
-            Err(CloudStoreError::NotFound) => {
-                return Err(CloudStoreError::Refused(
-                    "its identity object is gone although this cluster has used it: somebody emptied it".to_owned(),
-                ));
-            }
+            Err(CloudStoreError::NotFound) => Standing::Emptied,
             Err(error) => return Err(error),
-        }
-        inner.admitted.set(true);
-        Ok(())
+        };
+        self.standing.set(found);
+        self.verdict()
     }
 
-    /// Slots first: a bucket with an identity object always has the slots to open it with. Another cluster that claims the
-    /// bucket at the same moment is seen by reading back.
-    async fn claim(&self) -> Result<(), CloudStoreError> {
-        let Inner { store, identity, .. } = &*self.0;
+    /// Makes the place the cluster's own, unless it is another's. Slots first: a place with an identity object always has
+    /// the slots to open it with. Another cluster that claims the place at the same moment is seen by reading back.
+    ///
+    /// # Errors
+    /// `NotOurs` when it is another cluster's; otherwise whatever the cloud answered.
+    pub async fn claim(&self) -> Result<(), CloudStoreError> {
+        let Self { store, identity, .. } = self;
+        match store.get(IDENTITY_NAME, IDENTITY_BYTES_MAX).await {
+            Ok(found) if found != identity.object => {
+                self.standing.set(Standing::Foreign);
+                return self.verdict();
+            }
+            Ok(_) | Err(CloudStoreError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
         store.put(&slots_name(identity.generation), identity.slots.clone()).await?;
         match store.create(IDENTITY_NAME, identity.object.clone()).await {
             Ok(()) | Err(CloudStoreError::AlreadyExists) => {}
             Err(error) => return Err(error),
         }
         let found = store.get(IDENTITY_NAME, IDENTITY_BYTES_MAX).await?;
-        if found == identity.object {
-            Ok(())
-        } else {
-            Err(CloudStoreError::Refused("another cluster claimed it at the same moment".to_owned()))
-        }
+        self.standing.set(if found == identity.object { Standing::Ours } else { Standing::Foreign });
+        self.verdict()
     }
 
-    fn then<T: 'static>(
-        &self,
-        request: impl FnOnce(&dyn CloudStore) -> Local<Result<T, CloudStoreError>> + 'static,
-    ) -> Local<Result<T, CloudStoreError>> {
-        if self.0.admitted.get() {
-            return request(&*self.0.store);
+    /// Why no request gets through, if none does.
+    #[must_use]
+    pub fn refusal(&self) -> Option<CloudStoreError> {
+        self.verdict().err()
+    }
+
+    /// What the standing means for a request.
+    fn verdict(&self) -> Result<(), CloudStoreError> {
+        let why = match self.standing.get() {
+            _ if self.closed.get() => "how far it reaches is being looked at again",
+            Standing::Unseen | Standing::Ours => return Ok(()),
+            Standing::Emptied => {
+                "its identity object is gone although this cluster has used it: somebody emptied it; bring back what was \
+                 there, or fill it anew with `velum cloud resync`"
+            }
+            Standing::Foreign => {
+                "it holds another cluster's data; correct its URL, or bring that cluster back with `velum recover`"
+            }
+            Standing::Returned => "it is back, and how far it reaches is looked at again",
+        };
+        Err(CloudStoreError::NotOurs(why.to_owned()))
+    }
+
+    /// Begins a visit; none while the place is not the cluster's, or is closed.
+    pub(super) fn enter(self: &Rc<Self>) -> Option<Visit> {
+        self.verdict().ok()?;
+        self.visits.set(self.visits.get() + 1);
+        Some(Visit { guard: Rc::clone(self) })
+    }
+
+    /// Lets nothing in any more until the answer is dropped; completes when every visit has ended. `None` when it is closed
+    /// already.
+    pub(super) async fn close(self: &Rc<Self>) -> Option<Closed> {
+        if self.closed.replace(true) {
+            return None;
         }
-        let own = self.clone();
+        let closed = Closed { guard: Rc::clone(self) };
+        loop {
+            let left = self.left.notified();
+            if self.visits.get() == 0 {
+                return Some(closed);
+            }
+            left.await;
+        }
+    }
+}
+
+impl Layer for Guard {
+    fn around<T: Answer>(self: Rc<Self>, _asked: Asked, call: Call<T>) -> Local<Attempt<T>> {
         Box::pin(async move {
-            own.admit().await?;
-            request(&*own.0.store).await
+            self.verdict()?;
+            if self.standing.get() == Standing::Unseen {
+                self.look().await?;
+            }
+            call().await
         })
     }
 }
 
-impl CloudStore for Guarded {
-    fn put(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
-        let name = name.to_owned();
-        self.then(move |store| store.put(&name, body))
-    }
+/// Something under way in a cloud that must not go on across a new beginning of its cursors.
+pub struct Visit {
+    guard: Rc<Guard>,
+}
 
-    fn create(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
-        let name = name.to_owned();
-        self.then(move |store| store.create(&name, body))
-    }
-
-    fn get(&self, name: &str, bytes_max: u64) -> Local<Result<Bytes, CloudStoreError>> {
-        let name = name.to_owned();
-        self.then(move |store| store.get(&name, bytes_max))
-    }
-
-    fn get_range(&self, name: &str, range: Range<u64>) -> Local<Result<Bytes, CloudStoreError>> {
-        let name = name.to_owned();
-        self.then(move |store| store.get_range(&name, range))
-    }
-
-    fn head(&self, name: &str) -> Local<Result<u64, CloudStoreError>> {
-        let name = name.to_owned();
-        self.then(move |store| store.head(&name))
-    }
-
-    fn delete(&self, name: &str) -> Local<Result<(), CloudStoreError>> {
-        let name = name.to_owned();
-        self.then(move |store| store.delete(&name))
-    }
-
-    fn list(&self, prefix: &str, after: &str, count_max: usize) -> Local<Result<Vec<String>, CloudStoreError>> {
-        let (prefix, after) = (prefix.to_owned(), after.to_owned());
-        self.then(move |store| store.list(&prefix, &after, count_max))
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.guard.visits.set(self.guard.visits.get() - 1);
+        self.guard.left.notify_waiters();
     }
 }
 
-/// Opens clouds behind the guard.
-pub struct GuardedClouds {
-    clouds: Rc<dyn Clouds>,
-    identity: Identity,
-    used: BTreeSet<String>,
+/// Nothing is under way in a cloud and nothing begins. Dropping it opens the cloud again.
+pub struct Closed {
+    guard: Rc<Guard>,
 }
 
-impl GuardedClouds {
-    /// Guards every cloud that is opened through it. Those whose URLs are in `used` have been in use before and must hold
-    /// the identity object already.
-    #[must_use]
-    pub fn new(clouds: Rc<dyn Clouds>, identity: Identity, used: BTreeSet<String>) -> Self {
-        Self { clouds, identity, used }
+impl Closed {
+    /// The place may be new from now on, for nothing is believed to be there.
+    pub(super) fn expect_nothing(&self) {
+        self.guard.may_be_new.set(true);
+        self.guard.standing.set(Standing::Unseen);
     }
 }
 
-impl Clouds for GuardedClouds {
-    fn open(&self, url: &str, options: &BTreeMap<String, String>) -> Result<Rc<dyn CloudStore>, CloudStoreError> {
-        let store = self.clouds.open(url, options)?;
-        Ok(Rc::new(Guarded::new(store, self.identity.clone(), !self.used.contains(url))))
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.guard.closed.set(false);
     }
 }

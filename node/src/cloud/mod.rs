@@ -1,6 +1,7 @@
 //! Object stores behind one type: what is policy about them is here, what is a request is in `env::cloud`.
 //!
-//! A [`Cloud`] is a store with layers around it (retry, admission, counting, deadline) and verification of what was stored.
+//! A [`Cloud`] is a store with layers around it (retry, identity, admission, counting, deadline) and verification of what was
+//! stored.
 //! A [`Fetcher`] reads from whichever cloud is best and gives out only what it has verified. Nothing here knows what a
 //! volume's metadata says; callers own the long loops, for they know whether a request still matters.
 

@@ -9,12 +9,12 @@ use super::{
     admission::Admission,
     attempts::{Deadline, Meter, Retry},
     governor::View,
+    identity::{Closed, Guard, Identity, Standing, Visit},
     layer::Layered,
 };
 use crate::{
     env::{CloudStore, CloudStoreError, Env, Instant},
-    keyring::IDENTITY_NAME,
-    metrics::{CloudMetrics, CloudOutcome, CloudRequest},
+    metrics::{CloudMetrics, CloudOutcome, CloudRequest, CloudState, Label},
 };
 
 /// Why a cloud did not do what it was asked.
@@ -38,13 +38,16 @@ pub enum CloudError {
     /// It refuses the request for good.
     #[error("the cloud refuses the request: {0}")]
     Refused(String),
+    /// The place is not the cluster's, or not any more.
+    #[error("the cloud's place is not this cluster's: {0}")]
+    NotOurs(String),
 }
 
 impl CloudError {
     /// True when the same request may succeed later: credentials are renewed, clouds come back.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Away(_) | Self::Unverified(_) | Self::Denied(_))
+        matches!(self, Self::Away(_) | Self::Unverified(_) | Self::Denied(_) | Self::NotOurs(_))
     }
 }
 
@@ -56,6 +59,7 @@ impl From<CloudStoreError> for CloudError {
             CloudStoreError::Unavailable(text) | CloudStoreError::Throttled(text) => Self::Away(text),
             CloudStoreError::Denied(text) => Self::Denied(text),
             CloudStoreError::Refused(text) => Self::Refused(text),
+            CloudStoreError::NotOurs(text) => Self::NotOurs(text),
         }
     }
 }
@@ -63,16 +67,18 @@ impl From<CloudStoreError> for CloudError {
 /// How a cloud does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// It answers; false after three failures in a row, or when it refuses the credentials.
-    pub up: bool,
+    /// What can be done with it.
+    pub state: CloudState,
     /// Since when.
     pub since: Instant,
-    /// The newest failure.
+    /// The newest failure, or why nothing is asked of it.
     pub last_error: Option<(Instant, String)>,
     /// Running mean of the last read times.
     pub read_time: Option<Duration>,
     /// 95th percentile of the last read times.
     pub read_time_p95: Option<Duration>,
+    /// Running mean of the last times in which an object was stored.
+    pub write_time: Option<Duration>,
     /// Requests under way.
     pub in_flight: usize,
     /// Requests that wait for others to end.
@@ -91,6 +97,7 @@ pub struct Cloud {
     /// Without retries, for reads that have other clouds to go to.
     once: Rc<dyn CloudStore>,
     store: Rc<dyn CloudStore>,
+    guard: Rc<Guard>,
     admission: Rc<Admission>,
     metrics: CloudMetrics,
     damaged: Cell<u64>,
@@ -101,20 +108,31 @@ pub struct Cloud {
 const STORE_ROUNDS: u32 = 2;
 
 impl Cloud {
-    /// Puts the policy around a store.
+    /// Puts the policy around a store. The place is the cluster's when it holds `identity`, and becomes so when it holds
+    /// none and `may_be_new`.
     #[must_use]
-    pub fn new(env: &Env, name: CloudName, store: Rc<dyn CloudStore>, metrics: CloudMetrics) -> Rc<Self> {
+    pub fn new(
+        env: &Env,
+        name: CloudName,
+        store: Rc<dyn CloudStore>,
+        (identity, may_be_new): (Identity, bool),
+        metrics: CloudMetrics,
+    ) -> Rc<Self> {
         let clock = &env.clock;
         let admission = Admission::new(Rc::clone(clock), metrics.clone());
         let deadline = Deadline { clock: Rc::clone(clock) };
         let meter = Meter { clock: Rc::clone(clock), metrics: metrics.clone() };
         let retry = Retry { clock: Rc::clone(clock), entropy: Rc::clone(&env.entropy), metrics: metrics.clone() };
-        // From the inside out: an attempt is bounded, then counted, then let out; a retry waits for its turn again.
+        // From the inside out: an attempt is bounded, then counted, then let out, if the place is right; a retry waits for
+        // its turn again.
         let store = Layered::around(store, Rc::new(deadline));
         let store = Layered::around(store, Rc::new(meter));
-        let once = Layered::around(store, Rc::clone(&admission));
+        let store = Layered::around(store, Rc::clone(&admission));
+        let guard = Guard::new(Rc::clone(&store), identity, may_be_new);
+        let once = Layered::around(store, Rc::clone(&guard));
         let store = Layered::around(Rc::clone(&once), Rc::new(retry));
-        Rc::new(Self { name, once, store, admission, metrics, damaged: Cell::default(), missing: Cell::default() })
+        let (damaged, missing) = (Cell::default(), Cell::default());
+        Rc::new(Self { name, once, store, guard, admission, metrics, damaged, missing })
     }
 
     /// The operator's name for it.
@@ -213,23 +231,91 @@ impl Cloud {
         Ok(self.store.list(prefix, after, count_max).await?)
     }
 
-    /// Makes one small request, for its effect on the health.
-    pub(super) async fn greet(&self) {
-        // Whatever comes back is an answer, also that the object is not there.
-        drop(self.once.head(IDENTITY_NAME).await);
+    /// Looks whether the place is the cluster's still, in one small request. What was stored before and is counted only
+    /// afterwards was stored in the right place.
+    ///
+    /// # Errors
+    /// `NotOurs` when it is not, or when it has only just become so again; else when the cloud does not answer.
+    pub async fn confirm(&self) -> Result<(), CloudError> {
+        let before = self.guard.standing();
+        let looked = self.guard.look().await;
+        let found = self.guard.standing();
+        if found != before {
+            match &looked {
+                Err(error @ CloudStoreError::NotOurs(_)) if found != Standing::Returned => {
+                    tracing::error!(cloud = self.name.0, %error, "a cloud counts as away");
+                }
+                _ => tracing::info!(cloud = self.name.0, standing = ?found, "the place of a cloud was looked at"),
+            }
+        }
+        Ok(looked?)
+    }
+
+    /// Begins something that must not go on across a new beginning of the cloud's cursors; none while it is not the
+    /// cluster's, or is closed.
+    #[must_use]
+    pub fn enter(&self) -> Option<Visit> {
+        self.guard.enter()
+    }
+
+    /// Lets nothing in until the answer is dropped, once everything under way has ended; none when it is closed already.
+    pub async fn close(&self) -> Option<Closed> {
+        self.guard.close().await
+    }
+
+    /// Takes the place as one in which nothing is believed to be, and claims it. What cannot be done now is done with the
+    /// first request.
+    ///
+    /// # Errors
+    /// `NotOurs` when it is another cluster's; else when the cloud does not answer.
+    pub async fn begin_anew(&self, closed: Closed) -> Result<(), CloudError> {
+        closed.expect_nothing();
+        drop(closed);
+        Ok(self.guard.claim().await?)
+    }
+
+    /// What was found when its place was looked at last.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.guard.standing()
+    }
+
+    /// What can be done with it.
+    #[must_use]
+    pub fn state(&self) -> CloudState {
+        match self.guard.standing() {
+            Standing::Emptied => CloudState::Emptied,
+            Standing::Foreign => CloudState::Foreign,
+            Standing::Returned => CloudState::Returned,
+            Standing::Unseen | Standing::Ours if !self.admission.governor().view().up => CloudState::Away,
+            Standing::Unseen | Standing::Ours if !self.admission.takes_writes() => CloudState::ReadOnly,
+            Standing::Unseen | Standing::Ours => CloudState::Up,
+        }
+    }
+
+    /// Shows its state in the metrics.
+    pub fn show(&self) {
+        let state = self.state();
+        self.metrics.up.set(i64::from(state == CloudState::Up));
+        for other in CloudState::ALL {
+            self.metrics.states.of(*other).set(i64::from(*other == state));
+        }
     }
 
     /// How it does.
     #[must_use]
     pub fn health(&self) -> Health {
         let governor = self.admission.governor();
-        let View { up, read_time, read_time_p95, .. } = governor.view();
+        let View { read_time, read_time_p95, .. } = governor.view();
+        let refusal = self.guard.refusal().map(|error| (self.admission.turned_at(), error));
+        let last_error = refusal.or_else(|| self.admission.last_error());
         Health {
-            up,
+            state: self.state(),
             since: self.admission.turned_at(),
-            last_error: self.admission.last_error().map(|(at, error)| (at, error.to_string())),
+            last_error: last_error.map(|(at, error)| (at, error.to_string())),
             read_time,
             read_time_p95,
+            write_time: self.admission.write_time(),
             in_flight: governor.in_flight(),
             waiting: governor.waiting(),
             window: governor.window(),
@@ -240,7 +326,8 @@ impl Cloud {
 
     /// What choosing among clouds needs to know.
     pub(super) fn view(&self) -> View {
-        self.admission.governor().view()
+        let view = self.admission.governor().view();
+        View { up: view.up && matches!(self.standing(), Standing::Unseen | Standing::Ours), ..view }
     }
 
     /// Counts an answer that was not what was stored. For whoever opens or hashes what a cloud gives back.

@@ -1,19 +1,22 @@
 //! The configured clouds together.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use futures_util::future::join_all;
 use velum_protocol::format::metadata::CloudName;
 
-use super::one::Cloud;
+use super::{
+    identity::{Identity, Standing},
+    one::Cloud,
+};
 use crate::{
     config::CloudConfig,
     env::{Clock, CloudStoreError, Env},
-    metrics::Metrics,
+    metrics::{CloudState, Metrics},
 };
 
-/// How often a cloud that is down is asked whether it is back.
-const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a cloud that is down, or whose place was found wrong, is asked whether it is back.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A cloud of the configuration cannot be opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -37,26 +40,36 @@ pub struct CloudSet {
 }
 
 impl CloudSet {
-    /// Opens the clouds. No request is made.
+    /// Opens the clouds of the cluster that `identity` names. Those whose URLs are in `used` have been in use before and
+    /// must hold it already. No request is made.
     ///
     /// # Errors
     /// When a URL or option is not understood.
-    pub fn open(env: &Env, configs: &[CloudConfig], quorum: usize, metrics: &Metrics) -> Result<Self, OpenCloudError> {
+    pub fn open(
+        env: &Env,
+        configs: &[CloudConfig],
+        quorum: usize,
+        (identity, used): (&Identity, &BTreeSet<String>),
+        metrics: &Metrics,
+    ) -> Result<Self, OpenCloudError> {
         let open = |config: &CloudConfig| {
             let CloudConfig { name, url, options } = config;
             let failed = |source| OpenCloudError { cloud: name.clone(), url: url.clone(), source };
             let store = env.clouds.open(url, options).map_err(failed)?;
-            Ok(Cloud::new(env, CloudName(name.clone()), store, metrics.cloud(name)))
+            let place = (identity.clone(), !used.contains(url));
+            Ok(Cloud::new(env, CloudName(name.clone()), store, place, metrics.cloud(name)))
         };
         Ok(Self { clouds: configs.iter().map(open).collect::<Result<_, _>>()?, quorum })
     }
 
-    /// Asks clouds that are down now and then whether they are back, so that they count as up again also when nothing else
-    /// is asked of them. To be spawned; never completes.
+    /// Looks at clouds that are down or not the cluster's now and then, so that they count as up again also when nothing
+    /// else is asked of them. To be spawned; never completes.
     pub async fn watch(self, clock: Rc<dyn Clock>) {
         loop {
             clock.sleep(WATCH_INTERVAL).await;
-            join_all(self.clouds.iter().filter(|cloud| !cloud.health().up).map(|cloud| cloud.greet())).await;
+            let looks = self.clouds.iter().filter(|cloud| needs_a_look(cloud)).map(|cloud| cloud.confirm());
+            // Whatever comes back is an answer, also that the place is another's.
+            drop(join_all(looks).await);
         }
     }
 
@@ -65,4 +78,8 @@ impl CloudSet {
     pub fn get(&self, name: &CloudName) -> Option<&Rc<Cloud>> {
         self.clouds.iter().find(|cloud| cloud.name() == name)
     }
+}
+
+fn needs_a_look(cloud: &Cloud) -> bool {
+    cloud.state() == CloudState::Away || matches!(cloud.standing(), Standing::Emptied | Standing::Foreign)
 }

@@ -32,6 +32,12 @@ pub(super) fn judge(config: &NodeConfig, lines: &Lines) -> (Vec<Finding>, Vec<Fi
     (judge.faults, judge.warnings)
 }
 
+/// True for a cloud that keeps what is stored in the memory of the process.
+#[must_use]
+pub fn is_in_memory(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| url.scheme() == "memory")
+}
+
 struct Judge<'a> {
     lines: &'a Lines,
     faults: Vec<Finding>,
@@ -86,6 +92,11 @@ impl Judge<'_> {
                 self.fault(&format!("{key}.name"), what, "give each cloud a name of its own");
             }
             let Some(place) = self.cloud_url(cloud, &key, config.allow_insecure) else { continue };
+            if is_in_memory(&cloud.url) {
+                let what = "this cloud lives in the memory of the node's process";
+                let remedy = "nothing in it survives a restart; use it to try things out, never for data that matters";
+                self.warn(&format!("{key}.url"), what, remedy);
+            }
             if let Some((other, _)) = places.iter().find(|(_, other)| other.overlaps(&place)) {
                 let what = format!("it lies in the same place as clouds[{other}]");
                 self.fault(&format!("{key}.url"), what, "use another bucket or prefix, best at another provider");

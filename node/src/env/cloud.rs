@@ -27,6 +27,9 @@ pub enum CloudStoreError {
     /// Will not get better by trying again.
     #[error("the cloud refuses the request: {0}")]
     Refused(String),
+    /// The place is not the cluster's, or not any more; it was asked for nothing else.
+    #[error("the place is not this cluster's: {0}")]
+    NotOurs(String),
 }
 
 /// One bucket (and prefix) at one provider. Names are `/`-separated paths relative to the prefix.

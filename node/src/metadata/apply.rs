@@ -125,6 +125,7 @@ impl State {
             | Command::AppendSequence { .. }
             | Command::ChangeLineage { .. }
             | Command::MoveCursor { .. } => self.apply_to_sequence(command),
+            Command::ResyncCloud { cloud } => self.resync_cloud(cloud),
             Command::CommitCheckpoint { .. }
             | Command::MoveCheckpointCursor { .. }
             | Command::CommitReclaim { .. }

@@ -1,7 +1,7 @@
 //! Commands of the write path: owners, object numbers, flush grants, sequence records, cursors.
 
 use velum_protocol::{
-    format::metadata::Command,
+    format::metadata::{CloudName, Command},
     id::{Incarnation, ObjectNumber, Seq},
 };
 
@@ -77,6 +77,19 @@ impl State {
             }
             _ => unreachable!("apply_command routes sequence commands only"),
         }
+    }
+
+    /// Nothing is believed to be in a cloud any more.
+    pub(super) fn resync_cloud(&mut self, cloud: &CloudName) -> Result<Answer, Rejection> {
+        if !self.clouds.iter().any(|entry| entry.name == *cloud) {
+            return Err(Rejection::CursorUnfit);
+        }
+        for volume in self.volumes.values_mut() {
+            // Not removed: a cloud that begins anew may hold what one that never began cannot.
+            volume.cursors.insert(cloud.clone(), Seq(0));
+            volume.checkpoint_cursors.remove(cloud);
+        }
+        Ok(Answer::Done)
     }
 }
 

@@ -95,7 +95,8 @@ pub struct VolumeState {
     pub checkpoint: Option<CheckpointRef>,
     /// The one before it.
     pub previous_checkpoint: Option<CheckpointRef>,
-    /// Per cloud: it holds every record up to this one with all that they name.
+    /// Per cloud: it holds every record up to this one with all that they name. Zero when it begins anew; none when it never
+    /// began, or nothing is known of it since a recovery.
     pub cursors: BTreeMap<CloudName, Seq>,
     /// Per cloud: it holds this checkpoint (by number) with all that it names.
     pub checkpoint_cursors: BTreeMap<CloudName, u64>,

@@ -236,6 +236,29 @@ fn a_cursor_never_moves_back_nor_past_the_head() {
 }
 
 #[test]
+fn a_cloud_that_begins_anew_has_nothing_and_holds_back_what_it_needs() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    bench.append(epoch, 1, 1, 4).unwrap();
+    for cloud in ["a", "b", "c"] {
+        bench.move_cursor(cloud, 1).unwrap();
+    }
+    bench.checkpoint(epoch, 1, 1, &[]).unwrap();
+    bench.hold_checkpoint("c", 1).unwrap();
+    let resync = |cloud: &str| Command::ResyncCloud { cloud: CloudName(cloud.into()) };
+    assert_eq!(bench.run(resync("x")), Err(Rejection::CursorUnfit));
+    bench.run(resync("c")).unwrap();
+    let volume = &bench.state.volumes[&VOLUME];
+    let c = CloudName("c".into());
+    assert_eq!((volume.cursors.get(&c), volume.checkpoint_cursors.get(&c)), (Some(&Seq(0)), None));
+    assert_eq!(volume.durable_seq(2), Seq(1), "the other two still have it");
+    assert_eq!(volume.durable_seq(3), Seq(0));
+    bench.append(epoch, 2, 5, 6).unwrap();
+    bench.checkpoint(epoch, 2, 2, &[]).unwrap();
+    assert!(bench.state.volumes[&VOLUME].records.contains_key(&Seq(2)), "cloud c lacks it");
+}
+
+#[test]
 fn a_checkpoint_takes_the_records_it_covers_and_must_fit_the_chain() {
     let mut bench = Bench::new();
     let epoch = bench.own();

@@ -146,6 +146,23 @@ label! {
     }
 }
 label! {
+    /// What can be done with a cloud.
+    CloudState "state" {
+        /// It answers and takes what is stored.
+        Up = "up",
+        /// It does not answer, or refuses the credentials.
+        Away = "away",
+        /// It answers and does not take what is stored.
+        ReadOnly = "read_only",
+        /// Its identity object is gone.
+        Emptied = "emptied",
+        /// It holds another cluster's identity.
+        Foreign = "foreign",
+        /// Its identity is back; how far it reaches is looked at again.
+        Returned = "returned",
+    }
+}
+label! {
     /// How one attempt at a cloud ended.
     CloudOutcome "outcome" {
         /// Done.

@@ -10,7 +10,7 @@ use velum_protocol::{format::metadata::CloudName, id::ClusterId};
 
 use super::{files, layout::Layout, start::StartError};
 use crate::{
-    cloud::identity::{Guarded, Identity},
+    cloud::identity::{Guard, Identity},
     config::NodeConfig,
     consensus::{self, Member},
     env::{CloudStoreError, Env},
@@ -131,14 +131,14 @@ pub(super) async fn read_keys(
 async fn claim_clouds(env: &Env, config: &NodeConfig, identity: &Identity) -> Result<(), StartError> {
     let claims = config.clouds.iter().map(|cloud| async move {
         let store = env.clouds.open(&cloud.url, &cloud.options)?;
-        Guarded::new(store, identity.clone(), true).admit().await
+        Guard::new(store, identity.clone(), true).look().await
     });
     let mut claimed = 0;
     let mut first_error = None;
     for (cloud, claim) in config.clouds.iter().zip(join_all(claims).await) {
         match claim {
             Ok(()) => claimed += 1,
-            Err(error @ CloudStoreError::Refused(_)) => {
+            Err(error @ (CloudStoreError::Refused(_) | CloudStoreError::NotOurs(_))) => {
                 return Err(StartError::Cloud { name: cloud.name.clone(), error });
             }
             Err(error) => {

@@ -31,6 +31,7 @@ fn observe(node: &Weak<Assembly>) -> bool {
     observe_caches(&node);
     observe_raft(&node);
     for (cloud, status) in node.clouds.clouds.iter().zip(views::clouds(&node)) {
+        cloud.show();
         let metrics = node.metrics.cloud(&cloud.name().0);
         set(&metrics.lag_records, status.lag_records);
         set(&metrics.lag_bytes, status.lag_bytes);

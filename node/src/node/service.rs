@@ -11,8 +11,9 @@ use velum_protocol::{
     id::{BLOCK_BYTES, BlockIndex, KeyEpoch, VolumeId},
 };
 
-use super::{Assembly, exports::OpenVolume, opening::Found, views};
+use super::{Assembly, exports::OpenVolume, opening::Found, resync::ResyncError, views};
 use crate::{
+    cloud::CloudError,
     env::Local,
     metadata::{Answer, MetadataError, Rejection},
     server::admin::Backend,
@@ -50,6 +51,7 @@ impl Backend for Service {
                 Request::SetAcl { name, line } => node.set_acl(&name, line).await,
                 Request::ListClouds => Ok(Response::Clouds(views::clouds(&node))),
                 Request::CheckClouds => Ok(Response::Checks(views::check_clouds(&node).await)),
+                Request::ResyncCloud { name } => node.resync_cloud(&name).await,
             }
         })
     }
@@ -186,6 +188,28 @@ impl Assembly {
         self.journal.remove(crate::journal::StreamId::Volume(volume));
         self.catalogue.published().await;
         Ok(Response::Deleted(Deleted { name: name.to_owned() }))
+    }
+
+    /// The cloud begins anew; it is brought up to date in the background.
+    async fn resync_cloud(&self, name: &str) -> Result<Response, Problem> {
+        let no_cloud = || {
+            let remedy = "`velum cloud list` shows the clouds there are";
+            Problem::new(ProblemKind::NotFound, format!("there is no cloud `{}`", name.escape_default()), remedy)
+        };
+        match self.resync(name).await {
+            Ok(()) => views::cloud(self, name).map(Response::Cloud).ok_or_else(no_cloud),
+            Err(ResyncError::NoCloud) => Err(no_cloud()),
+            Err(error) => {
+                let (kind, remedy) = match &error {
+                    ResyncError::Cloud(CloudError::NotOurs(_)) => {
+                        (ProblemKind::Conflict, "nothing is written there; look where its URL leads")
+                    }
+                    ResyncError::Begun => (ProblemKind::Conflict, "`velum cloud list` shows how far it is"),
+                    _ => (ProblemKind::Unavailable, "ask again when the cloud and the node answer"),
+                };
+                Err(Problem::new(kind, format!("cloud `{name}` is not brought up to date anew: {error}"), remedy))
+            }
+        }
     }
 
     fn show_acl(&self, name: &str) -> Result<Response, Problem> {

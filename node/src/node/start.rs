@@ -20,16 +20,16 @@ use super::{
     exports::{NodeExports, OpenVolumes},
     gauges,
     layout::Layout,
+    resync,
 };
 use crate::{
     actor,
-    array::{ArrayContext, ArraySettings, catalogue::Catalogue, flush::machine::Triggers, life, reclaim::retire},
+    array::{
+        ArrayContext, ArraySettings, catalogue::Catalogue, flush::machine::Triggers, life, reclaim::retire, repair,
+    },
     audit::Audit,
     cache::{DiskCache, DiskCacheSettings, MemoryCache},
-    cloud::{
-        CloudSet, Fetcher, OpenCloudError,
-        identity::{GuardedClouds, Identity},
-    },
+    cloud::{CloudSet, Fetcher, OpenCloudError, identity::Identity},
     config::NodeConfig,
     consensus::{Consensus, ConsensusError},
     env::{CloudStoreError, Env},
@@ -210,12 +210,8 @@ async fn assemble(
     metrics: Arc<Metrics>,
 ) -> Result<Rc<Assembly>, StartError> {
     let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
-    let guarded = Env {
-        clouds: Rc::new(GuardedClouds::new(Rc::clone(&env.clouds), identity, used_clouds(&metadata))),
-        ..env.clone()
-    };
     let quorum = metadata.with(|state| usize::try_from(state.quorum).unwrap_or(usize::MAX));
-    let clouds = CloudSet::open(&guarded, &config.clouds, quorum, &metrics)?;
+    let clouds = CloudSet::open(&env, &config.clouds, quorum, (&identity, &used_clouds(&metadata)), &metrics)?;
     let fetcher = Fetcher::new(&env, &clouds, keyring.clone());
     let disk_cache = DiskCache::open(
         &env,
@@ -241,6 +237,7 @@ async fn assemble(
     let catalogue = Catalogue::start(&array);
     retire::start(&array, &catalogue);
     life::watch(&array);
+    repair::start(&array, fetcher.holes());
     let dirty_bytes_max = config.dirty_bytes_max();
     let memory = MemoryCache::new(config.memory.bytes().saturating_sub(dirty_bytes_max));
     Ok(Rc::new(Assembly {
@@ -304,6 +301,7 @@ impl Assembly {
             }
         }
         actor::spawn((*self.clouds).clone().watch(Rc::clone(&self.env.clock)));
+        resync::watch(self);
         gauges::start(self);
     }
 

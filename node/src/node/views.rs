@@ -5,13 +5,13 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use velum_protocol::{
-    admin::{CloudCheck, CloudLag, CloudStatus, Exposure, VolumeStatus, VolumeSummary},
+    admin::{CloudCheck, CloudLag, CloudState, CloudStatus, Exposure, VolumeStatus, VolumeSummary},
     format::metadata::CloudName,
     id::VolumeId,
 };
 
 use super::Assembly;
-use crate::{cloud::Cloud, metadata::state::VolumeState};
+use crate::{cloud::Cloud, config, metadata::state::VolumeState, metrics};
 
 /// What a check writes into each cloud.
 const PROBE: &[u8] = b"velum cloud check: this object may be deleted\n";
@@ -90,16 +90,33 @@ pub(super) fn clouds(node: &Assembly) -> Vec<CloudStatus> {
                 CloudStatus {
                     name: entry.name.0.clone(),
                     url: entry.url.clone(),
-                    up: health.up,
+                    state: state_of(health.state),
+                    in_memory: config::is_in_memory(&entry.url),
                     last_error: health.last_error.map(|(_, error)| error),
                     read_seconds: health.read_time.map(|time| time.as_secs_f64()),
-                    write_seconds: None,
+                    write_seconds: health.write_time.map(|time| time.as_secs_f64()),
                     lag_records: lags().map(|lag| lag.lag_records).sum(),
                     lag_bytes: lags().map(|lag| lag.lag_bytes).fold(0, u64::saturating_add),
                 }
             })
             .collect()
     })
+}
+
+/// One cloud of [`clouds`].
+pub(super) fn cloud(node: &Assembly, name: &str) -> Option<CloudStatus> {
+    clouds(node).into_iter().find(|cloud| cloud.name == name)
+}
+
+const fn state_of(state: metrics::CloudState) -> CloudState {
+    match state {
+        metrics::CloudState::Up => CloudState::Up,
+        metrics::CloudState::Away => CloudState::Away,
+        metrics::CloudState::ReadOnly => CloudState::ReadOnly,
+        metrics::CloudState::Emptied => CloudState::Emptied,
+        metrics::CloudState::Foreign => CloudState::Foreign,
+        metrics::CloudState::Returned => CloudState::Returned,
+    }
 }
 
 /// Writes, reads back and deletes a small object in every cloud.
@@ -111,7 +128,11 @@ pub(super) async fn check_clouds(node: &Rc<Assembly>) -> Vec<CloudCheck> {
 async fn check_cloud(node: &Assembly, cloud: &Cloud, name: &str) -> CloudCheck {
     let clock = &node.env.clock;
     let began = clock.now();
-    let written = cloud.put(name, Bytes::from_static(PROBE)).await;
+    // Also for what becomes of a place that the node thinks is right.
+    let written = match cloud.confirm().await {
+        Ok(()) => cloud.put(name, Bytes::from_static(PROBE)).await,
+        Err(error) => Err(error),
+    };
     let wrote = clock.now();
     let read = cloud.get(name, 1 << 16).await;
     let ended = clock.now();

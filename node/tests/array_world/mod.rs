@@ -27,7 +27,7 @@ use velum_node::{
         recover::{CloudAt, Plan, RecoverError, Recovered, Verify, recover},
     },
     audit::Audit,
-    cloud::{Cloud, CloudSet},
+    cloud::{Cloud, CloudSet, identity::Identity},
     env::{
         Clock, Compute, Disk, Entropy, Env, File, Instant, Listener, Local, Network, OpenMode, Urgency, WallTime,
         network::Address,
@@ -189,6 +189,7 @@ pub(crate) struct World {
     pub(crate) keyring: Keyring,
     pub(crate) settings: Cell<ArraySettings>,
     pub(crate) raft_failures: Rc<Cell<u64>>,
+    identity: Identity,
     secret: [u8; 32],
     entropy: Rc<Cell<u64>>,
     started: tokio::time::Instant,
@@ -247,6 +248,11 @@ impl World {
             keyring: cluster.keyring,
             settings: Cell::new(settings()),
             raft_failures: Rc::default(),
+            identity: Identity {
+                object: cluster.identity_object.clone(),
+                slots: cluster.slots_object.clone(),
+                generation: 1,
+            },
             secret: key,
             entropy,
             started: tokio::time::Instant::now(),
@@ -309,7 +315,7 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let open = |name: &str| {
             let store = env.clouds.open(&format!("memory:///{name}"), &BTreeMap::new()).unwrap();
-            Cloud::new(&env, CloudName(name.into()), store, metrics.cloud(name))
+            Cloud::new(&env, CloudName(name.into()), store, (self.identity.clone(), false), metrics.cloud(name))
         };
         let set = Rc::new(CloudSet { clouds: CLOUDS.iter().map(|name| open(name)).collect(), quorum: 2 });
         let after = self.state.borrow().volumes[&VOLUME].epoch;
@@ -374,7 +380,7 @@ impl World {
         let metrics = Metrics::new();
         let open = |name: &&str| {
             let store = env.clouds.open(&format!("memory:///{name}"), &BTreeMap::new()).unwrap();
-            Cloud::new(&env, CloudName((*name).into()), store, metrics.cloud(name))
+            Cloud::new(&env, CloudName((*name).into()), store, (self.identity.clone(), false), metrics.cloud(name))
         };
         let set = Rc::new(CloudSet { clouds: from.iter().map(open).collect(), quorum: 1 });
         let copies = Copies::new(self.keyring.clone(), set, Rc::clone(&env.clock));

@@ -78,6 +78,7 @@ fn metric_names_have_their_unit_last() {
         "velum_raft_leader",
         "velum_raft_halted",
         "velum_cloud_up",
+        "velum_cloud_state",
     ];
     let wrong = registered().into_iter().filter(|name| {
         let last = name.rsplit('_').next().unwrap_or_default();

@@ -173,4 +173,7 @@ pub enum Command {
     ForgetRange { volume: VolumeId, first: ObjectNumber },
     /// Acked writes of the volume may have been lost: its lineage changes. Refused unless the epoch is the owner's.
     ChangeLineage { volume: VolumeId, epoch: Epoch },
+    /// Nothing is believed to be in a cloud any more: its cursors start over, of every volume. Proposed only when no command
+    /// that moves one of them is under way.
+    ResyncCloud { cloud: CloudName },
 }

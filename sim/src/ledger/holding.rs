@@ -17,6 +17,8 @@ pub struct Holding {
     objects: BTreeMap<ObjectId, Held>,
     /// What was deleted there at some time.
     gone: BTreeSet<ObjectId>,
+    /// What it was given and lost by no fault of the node's.
+    lost: BTreeMap<ObjectId, Hash>,
     /// By an object that is held or not: those held that name it.
     named_by: BTreeMap<ObjectId, BTreeSet<ObjectId>>,
 }
@@ -33,6 +35,26 @@ impl Holding {
     #[must_use]
     pub fn holds(&self, id: &ObjectId, hash: Option<&Hash>) -> bool {
         self.objects.get(id).is_some_and(|held| hash.is_none_or(|hash| *hash == held.hash))
+    }
+
+    /// True when it holds an object with these bytes, or held it before it was emptied.
+    #[must_use]
+    pub fn was_given(&self, id: &ObjectId, hash: &Hash) -> bool {
+        self.holds(id, Some(hash)) || self.lost.get(id) == Some(hash)
+    }
+
+    /// What is left when the cloud is emptied: nothing but the knowledge of what it was given.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        let given = self.objects.iter().map(|(id, held)| (*id, held.hash));
+        Self { gone: self.gone.clone(), lost: self.lost.clone().into_iter().chain(given).collect(), ..Self::default() }
+    }
+
+    /// Takes over the knowledge of what another place was given in this one's stead.
+    pub fn learn_from(&mut self, other: &Self) {
+        self.lost.extend(other.lost.iter().map(|(id, hash)| (*id, *hash)));
+        self.lost.extend(other.objects.iter().map(|(id, held)| (*id, held.hash)));
+        self.gone.extend(&other.gone);
     }
 
     /// The hash of an object it holds.
@@ -183,6 +205,23 @@ mod tests {
         put(&mut holding, Segment, 5, &[]);
         assert_eq!(whole(&holding), [1, 2, 3, 4, 5]);
         assert!(holding.came_back(&id(Segment, 5)) && !holding.came_back(&id(Page, 4)));
+    }
+
+    #[test]
+    fn an_emptied_cloud_holds_nothing_and_nothing_in_it_has_come_back() {
+        let before = tree(false);
+        let mut holding = before.emptied();
+        assert_eq!(whole(&holding), [0_u64; 0]);
+        assert!(holding.was_given(&id(Segment, 5), &hash(Segment, 5)));
+        assert!(!holding.was_given(&id(Segment, 6), &hash(Segment, 6)));
+        put(&mut holding, Segment, 5, &[]);
+        assert!(!holding.came_back(&id(Segment, 5)), "nobody deleted it");
+        // In the stead of the right place one object was stored; it is not in the right one.
+        put(&mut holding, Segment, 7, &[]);
+        let mut right = before;
+        right.learn_from(&holding);
+        assert_eq!(whole(&right), [1, 2, 3, 4, 5]);
+        assert!(!right.holds(&id(Segment, 7), None) && right.was_given(&id(Segment, 7), &hash(Segment, 7)));
     }
 
     #[test]

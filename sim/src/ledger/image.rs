@@ -89,6 +89,18 @@ impl Ledger {
         (chain.seq, chain.last)
     }
 
+    /// True when every record of the newest life that `cloud` holds of `volume` is part of its newest gapless chain or behind
+    /// that, and has all that it names.
+    #[must_use]
+    pub fn is_closed(&self, cloud: &str, volume: VolumeId) -> bool {
+        let (holding, (head, _)) = (&self.holdings[cloud], self.head(cloud, volume));
+        let newest = self.newest_life(cloud);
+        holding
+            .of(ObjectKind::Record, volume)
+            .filter(|(id, _)| id.incarnation >= newest)
+            .all(|(id, _)| id.number <= head.0 && holding.is_whole(id))
+    }
+
     /// Reads `volume`, of `sectors` sectors, from `cloud`, knowing the lives of the cluster that cloud `told` knows of; `stored`
     /// gives the bytes of an object by its name.
     ///

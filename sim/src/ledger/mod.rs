@@ -90,6 +90,11 @@ impl Ledger {
         self.volume_names.get(name).copied()
     }
 
+    /// The volumes that a catalogue names.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> + '_ {
+        self.volume_names.values().copied()
+    }
+
     /// An object by the hash of its bytes.
     #[must_use]
     pub fn known(&self, hash: &Hash) -> Option<&Known> {

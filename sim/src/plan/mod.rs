@@ -49,6 +49,12 @@ pub enum Trouble {
     CloudThrottles(usize),
     /// A cloud lies about some of its objects.
     CloudLies(usize),
+    /// A cloud answers and takes nothing.
+    CloudReadOnly(usize),
+    /// A cloud loses everything it holds.
+    CloudEmptied(usize),
+    /// An empty place is in a cloud's stead, until an operator puts the right one back.
+    CloudExchanged(usize),
     /// A guest's connection is cut.
     CutConnection,
     /// Nothing arrives over the network.
@@ -124,10 +130,12 @@ pub enum Kind {
     Operator,
     /// Machines lost for good.
     Loss,
+    /// Clouds that are emptied, exchanged or read-only.
+    Place,
 }
 
 /// All kinds, with how often each comes when all are enabled.
-pub const KINDS: [(u32, Kind); 11] = [
+pub const KINDS: [(u32, Kind); 12] = [
     (20, Kind::Process),
     (12, Kind::Power),
     (6, Kind::DiskError),
@@ -139,6 +147,7 @@ pub const KINDS: [(u32, Kind); 11] = [
     (8, Kind::Network),
     (8, Kind::Operator),
     (3, Kind::Loss),
+    (6, Kind::Place),
 ];
 
 fn loss(rng: &Rng) -> Loss {
@@ -186,13 +195,21 @@ fn trouble(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
         Kind::Network => rng.weighted(&[(4, Trouble::CutConnection), (1, Trouble::StalledNetwork)]).clone(),
         Kind::Operator => Trouble::Flush,
         Kind::Loss => Trouble::LostMachine { without: rng.chance(500_000).then_some(bad_cloud) },
+        Kind::Place => {
+            let all = [
+                (3, Trouble::CloudEmptied(bad_cloud)),
+                (2, Trouble::CloudExchanged(bad_cloud)),
+                (1, Trouble::CloudReadOnly(cloud)),
+            ];
+            rng.weighted(&all).clone()
+        }
     }
 }
 
 fn lasts(kind: Kind, rng: &Rng) -> u64 {
     match kind {
         Kind::Process | Kind::Power | Kind::Loss | Kind::DiskError => rng.between(1, 2_000),
-        Kind::CloudOutage => rng.between(500, 20_000),
+        Kind::CloudOutage | Kind::Place => rng.between(500, 20_000),
         _ => rng.between(200, 8_000),
     }
 }

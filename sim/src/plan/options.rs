@@ -14,7 +14,7 @@ pub struct Options {
     pub troubles: Vec<(u32, Kind)>,
     /// Clouds.
     pub clouds: usize,
-    /// The only cloud that may lie or be given up.
+    /// The only cloud that may lie, be emptied or be given up.
     pub bad_cloud: usize,
     /// Sizes of the volumes, in blocks.
     pub volume_blocks: Vec<u64>,

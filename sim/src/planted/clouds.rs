@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use velum_node::env::{Clock, CloudStore, CloudStoreError, Clouds, Disk, Env, Local, OpenMode};
+use velum_node::{
+    env::{Clock, CloudStore, CloudStoreError, Clouds, Disk, Env, Local, OpenMode},
+    keyring::IDENTITY_NAME,
+};
 use velum_protocol::version::{CHECKPOINT_STUB, SEGMENT, SEQUENCE_RECORD};
 
 use super::Planted;
@@ -59,6 +62,7 @@ impl Clouds for BuggyClouds {
             records: Cell::new(0),
             last_segment: RefCell::default(),
             used: RefCell::new(used),
+            identity: Rc::default(),
         }))
     }
 }
@@ -75,6 +79,7 @@ struct BuggyStore {
     records: Cell<u64>,
     last_segment: RefCell<Option<String>>,
     used: RefCell<Option<String>>,
+    identity: Rc<RefCell<Option<Bytes>>>,
 }
 
 impl BuggyStore {
@@ -105,6 +110,20 @@ impl BuggyStore {
                 drop(delete.await);
             }
             done
+        })
+    }
+
+    /// Remembers what identity a cloud had, and never looks again.
+    fn look_once(&self) -> Local<Result<Bytes, CloudStoreError>> {
+        let (seen, get) = (Rc::clone(&self.identity), self.store.get(IDENTITY_NAME, 1 << 16));
+        Box::pin(async move {
+            let known = seen.borrow().clone();
+            if let Some(known) = known {
+                return Ok(known);
+            }
+            let found = get.await?;
+            *seen.borrow_mut() = Some(found.clone());
+            Ok(found)
         })
     }
 
@@ -152,6 +171,9 @@ impl CloudStore for BuggyStore {
     }
 
     fn get(&self, name: &str, bytes_max: u64) -> Local<Result<Bytes, CloudStoreError>> {
+        if self.bug == Planted::AcceptedEmptied && name == IDENTITY_NAME {
+            return self.look_once();
+        }
         self.store.get(name, bytes_max)
     }
 

@@ -51,10 +51,12 @@ pub enum Planted {
     ReusedNonce,
     /// Guests' data is written to a file in the clear.
     ReadableData,
+    /// A cloud that was emptied while the node runs is taken for what it was.
+    AcceptedEmptied,
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 15] = [
+pub const ALL: [Planted; 16] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -70,6 +72,7 @@ pub const ALL: [Planted; 15] = [
     Planted::ReusedName,
     Planted::ReusedNonce,
     Planted::ReadableData,
+    Planted::AcceptedEmptied,
 ];
 
 /// How long guests work in a world with a planted bug, at most, in simulated milliseconds: many short worlds find more than
@@ -130,7 +133,8 @@ impl Planted {
             | Self::TrimBeforeDurable
             | Self::DeletedTooEarly
             | Self::ReusedName
-            | Self::ReadableData => {
+            | Self::ReadableData
+            | Self::AcceptedEmptied => {
                 let clouds = clouds::BuggyClouds::new(self, around, &env);
                 Env { clouds: Rc::new(clouds), ..env }
             }

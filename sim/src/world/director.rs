@@ -74,6 +74,7 @@ impl World {
             }
             Condition::Down | Condition::Starting => {}
         }
+        self.tend_place().await;
     }
 
     /// Kills what is left of the process and starts it again until it serves.
@@ -278,7 +279,10 @@ impl World {
         | Trouble::CloudFlaky(at)
         | Trouble::CloudLosesAnswers(at)
         | Trouble::CloudThrottles(at)
-        | Trouble::CloudLies(at)) = trouble
+        | Trouble::CloudLies(at)
+        | Trouble::CloudReadOnly(at)
+        | Trouble::CloudEmptied(at)
+        | Trouble::CloudExchanged(at)) = trouble
         else {
             return;
         };
@@ -294,6 +298,9 @@ impl World {
             }
             Trouble::CloudLosesAnswers(_) => faults.lost_ppm.set(200_000),
             Trouble::CloudThrottles(_) => faults.throttle_ppm.set(700_000),
+            Trouble::CloudReadOnly(_) => faults.read_only_until_ms.set(until_ms),
+            Trouble::CloudEmptied(_) => return self.misplace(&cloud, false, for_ms),
+            Trouble::CloudExchanged(_) => return self.misplace(&cloud, true, for_ms),
             _ => {
                 let (ppm, lie) = (*self.rng.pick(&[10_000, 200_000, 1_000_000]), *self.rng.pick(&LIES));
                 let lies = cloud.bucket.borrow_mut().lie(&self.rng, ppm, lie);
@@ -339,7 +346,9 @@ impl World {
         }
         // What the dead machine had under way reaches the clouds or does not; then it is over.
         self.sim.sleep_ms(30_000).await;
+        self.put_back();
         let given_up = without.and_then(|at| self.around.clouds.values().nth(at)).cloned();
+        let emptied = self.lost_cloud();
         if let Some(cloud) = &given_up {
             cloud.faults.away_until_ms.set(u64::MAX);
         }
@@ -352,7 +361,7 @@ impl World {
         for guest in &self.guests {
             *guest.door.borrow_mut() = self.host().door();
         }
-        let accept_missing = given_up.iter().map(|cloud| cloud.name().to_owned()).collect();
+        let accept_missing = given_up.iter().chain(&emptied).map(|cloud| cloud.name().to_owned()).collect();
         self.bring_up(Task::Recover { accept_missing }).await;
         self.begin_era(cut_at, Cut::Recovery).await;
         if let Some(cloud) = given_up {

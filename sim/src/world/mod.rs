@@ -2,6 +2,7 @@
 
 mod director;
 pub mod host;
+mod place;
 pub mod program;
 mod settle;
 pub mod watch;
@@ -26,6 +27,7 @@ use crate::{
     trace::Printer,
 };
 use host::{Condition, Host};
+use place::Misplaced;
 use program::Task;
 use watch::Watch;
 
@@ -72,6 +74,7 @@ struct World {
     machines: Cell<u64>,
     guests: Vec<Rc<Guest>>,
     steps: Rc<StepCount>,
+    misplaced: RefCell<Option<Misplaced>>,
 }
 
 impl World {
@@ -118,6 +121,7 @@ impl World {
             machines: Cell::new(1),
             guests,
             steps,
+            misplaced: RefCell::default(),
         }
     }
 

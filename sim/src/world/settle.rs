@@ -32,7 +32,7 @@ impl World {
                 Err(error) => return self.sim.fail(format!("LIV1 at rest: {error}")),
             }
         }
-        if self.caught_up().await {
+        if self.places_are_right().await && self.caught_up().await {
             self.compare(&images);
         }
     }

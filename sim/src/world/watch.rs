@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, path::Path, rc::Rc};
 
 use bytes::Bytes;
 use velum_node::keyring::{Keyring, ObjectKind};
-use velum_protocol::id::{ClusterId, Jseq, VolumeId};
+use velum_protocol::id::{ClusterId, Jseq, Seq, VolumeId};
 
 use crate::{
     checker::{Verdict, cry1::Nonces, cry2::Canaries, seq1, seq2, seq3, seq4, seq4::Journaled, seq5},
@@ -13,7 +13,7 @@ use crate::{
         disk::Medium,
     },
     guest::{pattern::Cell, workload::Guest},
-    ledger::{Entry, Ledger, Meaning},
+    ledger::{Entry, Holding, Ledger, Meaning},
     runtime::Sim,
 };
 
@@ -28,6 +28,17 @@ pub struct Watch {
     quorum: usize,
     /// How far the clouds reached that the machine was recovered from, when it was.
     adopted: RefCell<BTreeMap<VolumeId, Jseq>>,
+    /// The cloud that was emptied or exchanged and is not whole again.
+    unsettled: RefCell<Option<Unsettled>>,
+}
+
+/// A cloud of which nothing is promised until it is whole again.
+struct Unsettled {
+    cloud: String,
+    /// How far it reached.
+    reached: BTreeMap<VolumeId, (Seq, Jseq)>,
+    /// What it holds in its right place, when it was exchanged.
+    hidden: Option<Holding>,
 }
 
 impl Watch {
@@ -51,6 +62,7 @@ impl Watch {
             canaries: Canaries::new(&secrets),
             quorum,
             adopted: RefCell::default(),
+            unsettled: RefCell::default(),
         });
         for cloud in clouds {
             // The eyes hold the clouds: a cloud that held them too would keep every world in memory for ever.
@@ -91,6 +103,9 @@ impl Watch {
                 let Some(gone) = self.ledger.borrow().named(name) else { return };
                 let (before, _) = self.ledger.borrow().head(cloud.name(), gone.volume);
                 self.ledger.borrow_mut().deleted(cloud.name(), name);
+                if self.is_unsettled(cloud.name()) {
+                    return;
+                }
                 self.judge("SEQ3", seq3::check_deleted(&self.ledger.borrow(), cloud.name(), &gone, before));
             }
         }
@@ -125,7 +140,65 @@ impl Watch {
         if id.kind == ObjectKind::Stub && entry.is_new {
             self.sim.count("checkpoints", 1);
         }
-        self.judge("SEQ3", seq3::check_stored(&ledger, cloud, id));
+        if !self.is_unsettled(cloud) {
+            self.judge("SEQ3", seq3::check_stored(&ledger, cloud, id));
+        }
+    }
+
+    fn is_unsettled(&self, cloud: &str) -> bool {
+        self.unsettled.borrow().as_ref().is_some_and(|unsettled| unsettled.cloud == cloud)
+    }
+
+    /// A cloud is about to be emptied, or exchanged for an empty one.
+    pub fn misplaced(&self, cloud: &str, exchange: bool) {
+        let mut ledger = self.ledger.borrow_mut();
+        let reached = ledger.volumes().map(|volume| (volume, ledger.head(cloud, volume))).collect();
+        let before = ledger.holdings.get_mut(cloud).expect("every cloud of the world has a holding");
+        let empty = before.emptied();
+        let before = std::mem::replace(before, empty);
+        let hidden = exchange.then_some(before);
+        self.unsettled.replace(Some(Unsettled { cloud: cloud.to_owned(), reached, hidden }));
+    }
+
+    /// The right place of an exchanged cloud is back.
+    pub fn put_back(&self, cloud: &str) {
+        let hidden = self.unsettled.borrow_mut().as_mut().and_then(|unsettled| unsettled.hidden.take());
+        if let (Some(mut hidden), Some(holding)) = (hidden, self.ledger.borrow_mut().holdings.get_mut(cloud)) {
+            hidden.learn_from(holding);
+            *holding = hidden;
+        }
+    }
+
+    /// The place that was in an exchanged cloud's stead is the right one from now on.
+    pub fn forget_hidden(&self) {
+        if let Some(unsettled) = self.unsettled.borrow_mut().as_mut() {
+            unsettled.hidden = None;
+        }
+    }
+
+    /// True when a cloud that was emptied or exchanged reaches as far as it did, and no record in it lies beyond its chain.
+    /// From then on everything is promised of it again.
+    pub fn is_whole(&self, cloud: &str) -> bool {
+        let whole = self.unsettled.borrow().as_ref().is_none_or(|unsettled| {
+            let ledger = self.ledger.borrow();
+            ledger.volumes().all(|volume| {
+                let (head, _) = ledger.head(cloud, volume);
+                let reached = unsettled.reached.get(&volume).map_or(Seq(0), |(seq, _)| *seq);
+                head >= reached && ledger.is_closed(cloud, volume)
+            })
+        });
+        if whole {
+            self.unsettled.replace(None);
+        }
+        whole
+    }
+
+    /// How far a cloud reaches, or reached before it was emptied.
+    fn reach(&self, ledger: &Ledger, cloud: &str, volume: VolumeId) -> Jseq {
+        let (_, now) = ledger.head(cloud, volume);
+        let unsettled = self.unsettled.borrow();
+        let lost = unsettled.as_ref().filter(|unsettled| unsettled.cloud == cloud);
+        lost.and_then(|lost| lost.reached.get(&volume)).map_or(now, |(_, reached)| now.max(*reached))
     }
 
     /// The cluster, once its keys are known.
@@ -146,9 +219,10 @@ impl Watch {
         let volume = self.volume(&guest.export)?;
         let history = guest.history.borrow();
         let ledger = self.ledger.borrow();
-        let told = self.clouds.keys().filter(|name| trusted(name)).max_by_key(|name| ledger.newest_life(name))?;
+        let whole = |name: &str| trusted(name) && !self.is_unsettled(name);
+        let told = self.clouds.keys().filter(|name| whole(name)).max_by_key(|name| ledger.newest_life(name))?;
         let mut newest: Option<(u64, Vec<Cell>)> = None;
-        for (name, cloud) in &self.clouds {
+        for (name, cloud) in self.clouds.iter().filter(|(name, _)| !self.is_unsettled(name)) {
             let stored = |object: &str| cloud.bucket.borrow().pristine().get(object).cloned();
             let read = |told| {
                 let image = ledger.image((name, told), volume, history.sectors(), &stored);
@@ -173,7 +247,7 @@ impl Watch {
     #[must_use]
     pub fn durable(&self, volume: VolumeId) -> Jseq {
         let ledger = self.ledger.borrow();
-        seq4::durable(self.clouds.keys().map(|cloud| ledger.head(cloud, volume).1).collect(), self.quorum)
+        seq4::durable(self.clouds.keys().map(|cloud| self.reach(&ledger, cloud, volume)).collect(), self.quorum)
     }
 
     /// A machine without a journal is about to be recovered from the clouds that `usable` names.
@@ -185,6 +259,13 @@ impl Watch {
             Some((volume, clouds.map(|cloud| ledger.head(cloud, volume).1).max()?))
         };
         self.adopted.replace(volumes.filter_map(newest).collect());
+        // The new life goes on from what it found, however far a cloud had come that is empty now.
+        if let Some(unsettled) = self.unsettled.borrow_mut().as_mut() {
+            for (volume, reached) in &mut unsettled.reached {
+                let found = self.clouds.keys().map(|cloud| ledger.head(cloud, *volume)).max().unwrap_or_default();
+                *reached = (*reached).min(found);
+            }
+        }
     }
 
     /// Judges what a journal still holds of `volume`.
@@ -196,7 +277,8 @@ impl Watch {
 
     /// Judges that every pair of clouds a recovery may start from holds what was flushed.
     pub fn check_flushed(&self, guest: &Guest) {
-        for missing in self.clouds.keys() {
+        // A cloud that is not whole is the one that is missing already.
+        for missing in self.clouds.keys().filter(|name| self.unsettled.borrow().is_none() || self.is_unsettled(name)) {
             if let Some(image) = self.sample(guest, &|name| name != missing) {
                 let verdict = seq5::check_flushed(&guest.history.borrow(), &image);
                 self.judge("SEQ5", verdict.map_err(|why| format!("without cloud {missing}: {why}")));

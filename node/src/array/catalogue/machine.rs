@@ -60,6 +60,11 @@ pub enum Input {
         /// Which cloud.
         cloud: CloudName,
     },
+    /// Nothing is believed to be in the cloud any more, and nothing is under way there.
+    StartOver {
+        /// Which cloud.
+        cloud: CloudName,
+    },
 }
 
 /// What is to be done.
@@ -166,6 +171,11 @@ impl actor::Machine for Machine {
                     copy.busy = false;
                 }
             }
+            Input::StartOver { cloud } => {
+                if let Some(copy) = self.copies.get_mut(&cloud) {
+                    copy.held = 0;
+                }
+            }
         }
         self.go_on(effects);
     }
@@ -236,6 +246,17 @@ mod tests {
         assert_eq!(step(&mut machine, Input::Retry { cloud: cloud("b") }), ["publish b"]);
         step(&mut machine, published("b", 2));
         assert_eq!(step(&mut machine, published("a", 2)), ["shown 2"]);
+    }
+
+    #[test]
+    fn a_cloud_that_starts_over_gets_the_newest_record_again() {
+        let mut machine = machine();
+        step(&mut machine, Input::Looked(standing(1, 1, 1)));
+        for name in ["a", "b", "c"] {
+            step(&mut machine, published(name, 1));
+        }
+        assert_eq!(step(&mut machine, Input::StartOver { cloud: cloud("c") }), ["publish c"]);
+        assert!(step(&mut machine, published("c", 1)).is_empty(), "it was shown before");
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub(crate) mod shown;
 
 use std::rc::Rc;
 
+use velum_protocol::format::metadata::CloudName;
+
 use self::{
     machine::{Input, Machine},
     shell::CatalogueShell,
@@ -39,6 +41,11 @@ impl Catalogue {
         let wanted = self.array.metadata.with(|state| state.catalogue_wanted);
         self.handle.call(Input::Changed);
         self.array.shown.reaches(wanted).await;
+    }
+
+    /// Brings everything to a cloud again in which nothing is believed to be any more, and nothing is under way.
+    pub fn start_over(&self, cloud: &CloudName) {
+        self.handle.call(Input::StartOver { cloud: cloud.clone() });
     }
 
     /// True when enough clouds show a change.

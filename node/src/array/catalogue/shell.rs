@@ -4,7 +4,7 @@ use bytes::Bytes;
 use velum_protocol::{
     format::{
         catalogue::{CATALOGUE_BYTES_MAX, Catalogue, CatalogueCloud, CatalogueVolume},
-        metadata::{CloudName, Command},
+        metadata::Command,
     },
     id::Incarnation,
 };
@@ -43,15 +43,21 @@ impl Shell<Machine> for CatalogueShell {
                 append(&array).await;
                 Input::Appended(standing(&array))
             }),
-            Effect::Publish { cloud } => own.spawn(async move {
-                match publish(&array, &cloud).await {
-                    Ok(number) => Input::Published { cloud, number },
-                    Err(error) => {
-                        tracing::debug!(cloud = cloud.0, %error, "the cloud lacks the newest catalogue record");
-                        Input::NotPublished { cloud }
+            // Entered at once: what began before a cloud was closed ends before it starts over.
+            Effect::Publish { cloud } => match array.copies.enter(&cloud) {
+                Some((visit, target)) => own.spawn(async move {
+                    let published = publish(&array, &target).await;
+                    drop(visit);
+                    match published {
+                        Ok(number) => Input::Published { cloud, number },
+                        Err(error) => {
+                            tracing::debug!(cloud = cloud.0, %error, "the cloud lacks the newest catalogue record");
+                            Input::NotPublished { cloud }
+                        }
                     }
-                }
-            }),
+                }),
+                None => own.call(Input::NotPublished { cloud }),
+            },
             Effect::Pause { cloud, pause } => own.after(&*array.env.clock, pause, Input::Retry { cloud }),
             Effect::Shown(change) => array.shown.set(change),
         }
@@ -105,13 +111,13 @@ fn describe(state: &State) -> Catalogue {
 }
 
 /// Brings the newest record to a cloud, after those before it that the cloud missed.
-async fn publish(array: &ArrayContext, cloud: &CloudName) -> Result<u64, CopyError> {
-    let target = array.copies.cloud(cloud).ok_or(CopyError::Source)?;
+async fn publish(array: &ArrayContext, target: &Cloud) -> Result<u64, CopyError> {
     let (number, incarnation, record) =
         array.metadata.with(|state| (state.catalogue.0, state.incarnation, state.catalogue_record.clone()));
-    life::tell(array, &target).await?;
-    fill(array, &target, incarnation, number).await?;
-    array.copies.put(&target, &Keyring::catalogue_id(incarnation, number), record).await?;
+    life::tell(array, target).await?;
+    fill(array, target, incarnation, number).await?;
+    array.copies.put(target, &Keyring::catalogue_id(incarnation, number), record).await?;
+    array.copies.confirm(target).await?;
     Ok(number)
 }
 

@@ -243,6 +243,7 @@ async fn place_root_in(
     pages: &[ObjectRef],
 ) -> Result<(), PublishError> {
     let copies = &context.array.copies;
+    let Some(_visit) = cloud.enter() else { return Err(PublishError::Behind) };
     if publish::cursor(context, cloud.name()) < checkpoint.seq {
         return Err(PublishError::Behind);
     }
@@ -254,7 +255,9 @@ async fn place_root_in(
         let closure = closure::walk(copies, keys, root, &known).await?;
         publish::bring(copies, keys, cloud, ObjectKind::Page, &closure.pages).await?;
     }
-    Ok(publish::bring_root(copies, keys, cloud, &checkpoint.root).await?)
+    publish::bring_root(copies, keys, cloud, &checkpoint.root).await?;
+    // A checkpoint is committed on the strength of this.
+    Ok(copies.confirm(cloud).await?)
 }
 
 /// True when the cloud holds the checkpoint before this one, and so all pages but the new ones.

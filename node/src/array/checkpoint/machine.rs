@@ -79,6 +79,11 @@ pub enum Input {
         /// Which cloud.
         cloud: CloudName,
     },
+    /// Nothing is believed to be in the cloud any more, and nothing is under way there.
+    StartOver {
+        /// Which cloud.
+        cloud: CloudName,
+    },
 }
 
 /// What is to be done.
@@ -252,6 +257,11 @@ impl actor::Machine for Machine {
             Input::JumpAsked { cloud } => {
                 if let Some(copy) = self.copies.get_mut(&cloud) {
                     copy.jump = true;
+                }
+            }
+            Input::StartOver { cloud } => {
+                if let Some(copy) = self.copies.get_mut(&cloud) {
+                    copy.held = 0;
                 }
             }
         }

@@ -118,3 +118,15 @@ fn a_fenced_owner_makes_no_checkpoint_and_says_so() {
     assert_eq!(step(&mut machine, Input::Demanded), ["answer false"]);
     assert!(step(&mut machine, Input::Grown { records: 99, bytes: 0 }).is_empty());
 }
+
+#[test]
+fn a_cloud_that_starts_over_is_given_the_newest_checkpoint_again() {
+    let mut machine = machine(5, [5, 5, 5]);
+    let start_over = || Input::StartOver { cloud: cloud("c") };
+    assert_eq!(step(&mut machine, start_over()), ["publish c"]);
+    assert_eq!(step(&mut machine, Input::NotPublished { cloud: cloud("c") }), ["pause c"]);
+    // Its sequence may have asked for the segments already; it still waits for them.
+    step(&mut machine, Input::JumpAsked { cloud: cloud("c") });
+    step(&mut machine, start_over());
+    assert_eq!(step(&mut machine, Input::PublishAgain { cloud: cloud("c") }), ["publish c jump"]);
+}

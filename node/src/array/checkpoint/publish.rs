@@ -18,7 +18,7 @@ use crate::{
         context::VolumeContext,
         copies::{Copies, CopyError, fits_in},
         life::{self, Life},
-        reclaim::records::{self, GAP, Start},
+        reclaim::records::{self, GAP, GAP_UNKNOWN, Start},
         sequence::machine::RECORDS_PER_STEP,
     },
     cloud::Cloud,
@@ -51,26 +51,23 @@ impl From<CopyError> for PublishError {
     }
 }
 
-/// Gives `cloud` the newest committed checkpoint; returns its number and seq once Raft knows that the cloud has it.
-pub(crate) async fn publish(
-    context: &VolumeContext,
-    cloud: &CloudName,
-    jump: bool,
-) -> Result<(u64, Seq), PublishError> {
+/// Gives a cloud the newest committed checkpoint; returns its number and seq once Raft knows that the cloud has it.
+pub(crate) async fn publish(context: &VolumeContext, target: &Cloud, jump: bool) -> Result<(u64, Seq), PublishError> {
     if context.is_over() {
         return Err(PublishError::Nothing);
     }
     let checkpoint = context.state(|state| state.checkpoint.clone()).flatten().ok_or(PublishError::Nothing)?;
     let keys = context.keys().ok_or(PublishError::Nothing)?;
-    let target = context.array.copies.cloud(cloud).ok_or(PublishError::Nothing)?;
-    life::tell(&context.array, &target).await?;
-    let root = bring_closure(context, &keys, &target, &checkpoint, jump).await?;
-    bring_root(&context.array.copies, &keys, &target, &checkpoint.root).await?;
-    put_stubs(context, &keys, &target, &checkpoint, &root).await?;
+    life::tell(&context.array, target).await?;
+    let root = bring_closure(context, &keys, target, &checkpoint, jump).await?;
+    bring_root(&context.array.copies, &keys, target, &checkpoint.root).await?;
+    put_stubs(context, &keys, target, &checkpoint, &root).await?;
     if jump {
-        leave_behind(context, &keys, &target, &checkpoint).await?;
+        leave_behind(context, &keys, target, &checkpoint).await?;
     }
-    let number = checkpoint.number;
+    // All this counts only if it went to the cluster's own place.
+    context.array.copies.confirm(target).await?;
+    let (number, cloud) = (checkpoint.number, target.name());
     let moves = [
         Command::MoveCheckpointCursor { volume: context.volume, cloud: cloud.clone(), number },
         Command::MoveCursor { volume: context.volume, cloud: cloud.clone(), seq: checkpoint.seq },
@@ -82,24 +79,29 @@ pub(crate) async fn publish(
 }
 
 /// Deletes the records of a cloud that jumps. They end far below the checkpoint, and once the cursor has moved nobody knows
-/// where: what they name would be deleted and they would stay.
+/// where: what they name would be deleted and they would stay. A cloud without a cursor has those of a first step that broke
+/// off at most; one that begins anew may have any.
 async fn leave_behind(
     context: &VolumeContext,
     keys: &KeySet,
     cloud: &Cloud,
     checkpoint: &CheckpointRef,
 ) -> Result<(), PublishError> {
-    let cursor = cursor(context, cloud.name());
+    let known = context.state(|state| state.cursors.get(cloud.name()).copied()).flatten();
+    let cursor = known.unwrap_or_default();
     // After a recovery no cursor is known, and what the cloud has may be all that leads to the newest state.
-    if cursor == Seq(0) {
+    if cursor == Seq(0) && context.array.incarnation() > Incarnation(1) {
         return Ok(());
     }
     if life::ask(&context.array).await != Life::Newest {
         return Err(PublishError::LifeUnknown);
     }
     // Some more may be there of a step that broke off.
-    let through = checkpoint.seq.min(Seq(cursor.0.saturating_add(RECORDS_PER_STEP)));
-    Ok(records::sweep(&context.array, keys, cloud, Start::Search(GAP), through).await?)
+    let (start, through) = match known {
+        Some(Seq(0)) => (Start::Search(GAP_UNKNOWN), checkpoint.seq),
+        _ => (Start::Search(GAP), checkpoint.seq.min(Seq(cursor.0.saturating_add(RECORDS_PER_STEP)))),
+    };
+    Ok(records::sweep(&context.array, keys, cloud, start, through).await?)
 }
 
 /// Brings the pages that the cloud may lack, and with `jump` the segments. Without, the cloud's own sequence brings those,

@@ -108,8 +108,14 @@ impl CheckpointShell {
 
     fn publish(&self, cloud: CloudName, jump: bool, own: &Handle<Input>) {
         let (context, on_published) = (self.context.clone(), Rc::clone(&self.on_published));
+        // Entered at once: what began before a cloud was closed ends before it starts over.
+        let Some((visit, target)) = context.array.copies.enter(&cloud) else {
+            return own.call(Input::NotPublished { cloud });
+        };
         own.spawn(async move {
-            match publish::publish(&context, &cloud, jump).await {
+            let published = publish::publish(&context, &target, jump).await;
+            drop(visit);
+            match published {
                 Ok((number, seq)) => {
                     on_published(&cloud, seq);
                     Input::Published { cloud, number }

@@ -40,8 +40,12 @@ pub(crate) struct ReclaimShell {
 }
 
 impl ReclaimShell {
-    pub(crate) fn new(context: VolumeContext, ask_checkpoint: AskCheckpoint) -> Self {
-        Self { context, ask_checkpoint, settled: Rc::default() }
+    pub(crate) fn new(
+        context: VolumeContext,
+        ask_checkpoint: AskCheckpoint,
+        settled: Rc<RefCell<BTreeSet<CloudName>>>,
+    ) -> Self {
+        Self { context, ask_checkpoint, settled }
     }
 
     fn survey(&self) -> Survey {

@@ -6,9 +6,10 @@
 //!
 //! Invariants:
 //! * A cloud's cursor never passes a record that is not stored there with everything before it and all that it names.
-//! * d2 is what the cursors of enough clouds have passed; it never goes back.
+//! * d2 is what the cursors of enough clouds have passed; it never goes back, whatever becomes of those clouds afterwards.
 //!
-//! After a crash every cloud goes on from the cursor that Raft has; storing a record once more stores the same bytes.
+//! After a crash every cloud goes on from the cursor that Raft has; storing a record once more stores the same bytes. A cloud
+//! that was emptied starts over, and is given everything again in the same ways.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -74,6 +75,11 @@ pub enum Input {
         cloud: CloudName,
         /// The checkpoint's seq.
         seq: Seq,
+    },
+    /// Nothing is believed to be in the cloud any more, and nothing is under way there.
+    StartOver {
+        /// Which cloud.
+        cloud: CloudName,
     },
 }
 
@@ -276,6 +282,12 @@ impl actor::Machine for Machine {
                     if cursor.phase == Phase::Jumping {
                         cursor.phase = Phase::Idle;
                     }
+                }
+            }
+            Input::StartOver { cloud } => {
+                if let Some(cursor) = self.cursors.get_mut(&cloud) {
+                    assert!(cursor.phase != Phase::Stepping, "a cloud starts over when nothing is under way there");
+                    (cursor.stored, cursor.moved, cursor.failures) = (Seq(0), Seq(0), 0);
                 }
             }
         }

@@ -126,3 +126,23 @@ fn fewer_clouds_than_the_quorum_make_nothing_durable() {
     let cursors = [(cloud("a"), Seq(9))].into_iter().collect();
     assert_eq!(Machine::new(&cursors, 2).durable(), Seq(0));
 }
+
+#[test]
+fn a_cloud_that_starts_over_is_given_everything_again_and_takes_nothing_from_d2() {
+    let mut machine = machine([40, 40, 40]);
+    let start_over = || Input::StartOver { cloud: cloud("c") };
+    assert_eq!(step(&mut machine, start_over()), ["c step 1..=16"]);
+    assert_eq!(step(&mut machine, stepped("c", Outcome::Unreachable)), ["c jump"]);
+    assert!(step(&mut machine, start_over()).is_empty(), "it waits for the checkpoint as before");
+    assert_eq!(step(&mut machine, Input::Jumped { cloud: cloud("c"), seq: Seq(38) }), ["c step 39..=40"]);
+    assert_eq!(machine.durable(), Seq(40));
+}
+
+#[test]
+fn a_cloud_that_starts_over_while_it_pauses_does_so_after_the_pause() {
+    let mut machine = machine([40, 40, 39]);
+    assert_eq!(step(&mut machine, Input::Head(Seq(40))), ["c step 40..=40"]);
+    assert_eq!(step(&mut machine, stepped("c", Outcome::Failed { through: Seq(39) })), ["c pause 500 ms"]);
+    assert!(step(&mut machine, Input::StartOver { cloud: cloud("c") }).is_empty());
+    assert_eq!(step(&mut machine, Input::Retry { cloud: cloud("c") }), ["c step 1..=16"]);
+}

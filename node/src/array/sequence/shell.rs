@@ -43,17 +43,27 @@ impl Shell<Machine> for SequenceShell {
     fn perform(&mut self, effect: Effect, own: &Handle<Input>) {
         let context = self.context.clone();
         match effect {
-            Effect::Step { cloud, from, through } => own.spawn(async move {
-                let outcome = step(&context, &cloud, from, through).await;
-                Input::Stepped { cloud, outcome }
-            }),
-            Effect::Move { cloud, seq } => own.spawn(async move {
-                let command = Command::MoveCursor { volume: context.volume, cloud: cloud.clone(), seq };
-                match context.array.agree(command).await {
-                    Ok(_) => Input::Moved { cloud, seq },
-                    Err(_) => Input::NotMoved { cloud },
-                }
-            }),
+            // Entered at once: what began before a cloud was closed ends before it starts over.
+            Effect::Step { cloud, from, through } => match context.array.copies.enter(&cloud) {
+                Some((visit, target)) => own.spawn(async move {
+                    let outcome = step(&context, &target, from, through).await;
+                    drop(visit);
+                    Input::Stepped { cloud, outcome }
+                }),
+                None => own.call(Input::Stepped { cloud, outcome: Outcome::Failed { through: before(from) } }),
+            },
+            Effect::Move { cloud, seq } => match context.array.copies.enter(&cloud) {
+                Some((visit, _)) => own.spawn(async move {
+                    let command = Command::MoveCursor { volume: context.volume, cloud: cloud.clone(), seq };
+                    let agreed = context.array.agree(command).await;
+                    drop(visit);
+                    match agreed {
+                        Ok(_) => Input::Moved { cloud, seq },
+                        Err(_) => Input::NotMoved { cloud },
+                    }
+                }),
+                None => own.call(Input::NotMoved { cloud }),
+            },
             Effect::Pause { cloud, pause } => own.after(&*context.array.env.clock, pause, Input::Retry { cloud }),
             Effect::Jump { cloud } => (self.on_jump)(&cloud),
             Effect::Durable(seq) => (self.on_durable)(seq),
@@ -61,19 +71,24 @@ impl Shell<Machine> for SequenceShell {
     }
 }
 
-/// Brings records `from..=through` to a cloud: first everything they name, then they themselves, one after the other.
-async fn step(context: &VolumeContext, cloud: &CloudName, from: Seq, through: Seq) -> Outcome {
-    let nothing = Seq(from.0.saturating_sub(1));
+/// What a cloud has when it lacks everything from `from` on.
+fn before(from: Seq) -> Seq {
+    Seq(from.0.saturating_sub(1))
+}
+
+/// Brings records `from..=through` to a cloud: first everything they name, then they themselves, one after the other. In the
+/// end the place is looked at: what was stored in one that is not the cluster's any more does not count.
+async fn step(context: &VolumeContext, cloud: &Cloud, from: Seq, through: Seq) -> Outcome {
+    let nothing = before(from);
     // What is brought to a cloud for a volume that is over could come behind the sweep that retires it.
-    let (false, Some(cloud), Some(keys)) = (context.is_over(), context.array.copies.cloud(cloud), context.keys())
-    else {
+    let (false, Some(keys)) = (context.is_over(), context.keys()) else {
         return Outcome::Failed { through: nothing };
     };
     let Some(records) = records(context, from, through) else { return Outcome::Unreachable };
     let objects: Vec<ObjectRef> = records.iter().flat_map(|(_, record)| record.objects.clone()).collect();
     let brought = async {
-        life::tell(&context.array, &cloud).await?;
-        bring_segments(context, &keys, &cloud, &objects).await
+        life::tell(&context.array, cloud).await?;
+        bring_segments(context, &keys, cloud, &objects).await
     };
     if let Err(error) = brought.await {
         tracing::debug!(volume = %context.volume, cloud = cloud.name().0, %error, "the cloud lags");
@@ -85,12 +100,15 @@ async fn step(context: &VolumeContext, cloud: &CloudName, from: Seq, through: Se
     }
     let mut reached = nothing;
     for (seq, record) in records {
-        if put_record(context, &keys, &cloud, seq, &record).await.is_none() {
-            return Outcome::Failed { through: reached };
+        if put_record(context, &keys, cloud, seq, &record).await.is_none() {
+            break;
         }
         reached = seq;
     }
-    Outcome::Through(reached)
+    if reached == nothing || context.array.copies.confirm(cloud).await.is_err() {
+        return Outcome::Failed { through: nothing };
+    }
+    if reached == through { Outcome::Through(reached) } else { Outcome::Failed { through: reached } }
 }
 
 /// The records, or none when Raft does not keep the first of them any more.

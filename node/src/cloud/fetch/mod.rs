@@ -4,11 +4,13 @@ pub mod race;
 pub mod rank;
 
 mod flight;
+pub mod holes;
 
-use std::{cell::RefCell, ops::Range, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use holes::{Hole, Holes};
 use race::{Doubt, Effect, Input, Race};
 use rank::Ranking;
 use velum_protocol::{
@@ -28,7 +30,7 @@ use super::{
 use crate::{
     actor::Machine,
     env::{Clock, Compute, Env, Local, compute},
-    keyring::{Keyring, ObjectKind, SealKey, VolumeKeys},
+    keyring::{Keyring, ObjectId, ObjectKind, SealKey, VolumeKeys},
     metrics::CloudRequest,
 };
 
@@ -63,6 +65,7 @@ struct Inner {
     keyring: Keyring,
     ranking: RefCell<Ranking>,
     flights: flight::Flights<FlightKey, Result<Bytes, FetchError>>,
+    holes: Rc<Holes>,
 }
 
 /// What is fetched: an object, or a frame in one.
@@ -78,7 +81,10 @@ struct FlightKey {
 
 /// Where to find bytes and how to know them.
 struct Wanted {
+    id: ObjectId,
     name: String,
+    /// Clouds that did not have it as it was stored.
+    doubts: RefCell<BTreeSet<usize>>,
     part: Part,
     proof: Proof,
 }
@@ -106,6 +112,7 @@ impl Fetcher {
             keyring,
             ranking: RefCell::default(),
             flights: flight::Flights::new(),
+            holes: Rc::default(),
         }))
     }
 
@@ -147,14 +154,34 @@ impl Fetcher {
         };
         let (inner, object) = (Rc::clone(&self.0), object.clone());
         self.0.flights.join(key, move || {
-            let name = inner.keyring.names().object(kind, volume, object.incarnation, object.number.0);
+            let id = ObjectId { kind, volume, incarnation: object.incarnation, number: object.number.0 };
             let part = Part::Whole { bytes: object.bytes };
-            Box::pin(inner.fetch(Wanted { name, part, proof: Proof::Hash(object.hash) }))
+            let wanted = inner.wanted(id, part, Proof::Hash(object.hash));
+            Box::pin(inner.fetch(wanted))
         })
+    }
+
+    /// Copies that reads found missing or damaged.
+    #[must_use]
+    pub fn holes(&self) -> Rc<Holes> {
+        Rc::clone(&self.0.holes)
     }
 }
 
 impl Inner {
+    fn wanted(&self, id: ObjectId, part: Part, proof: Proof) -> Wanted {
+        let name = self.keyring.names().object(id.kind, id.volume, id.incarnation, id.number);
+        Wanted { id, name, doubts: RefCell::default(), part, proof }
+    }
+
+    /// One cloud had it: what others lacked can be repaired.
+    fn report_holes(&self, wanted: &Wanted) {
+        let hash = if let Proof::Hash(hash) = wanted.proof { Some(hash) } else { None };
+        for cloud in wanted.doubts.borrow().iter().filter_map(|place| self.clouds.get(*place)) {
+            self.holes.report(Hole { cloud: cloud.name().clone(), id: wanted.id, hash });
+        }
+    }
+
     fn wanted_frame(&self, volume: VolumeId, key: SealKey, frame: &Frame) -> Wanted {
         let binding = BlockFrame {
             cluster: self.keyring.cluster(),
@@ -168,11 +195,12 @@ impl Inner {
             codec: FrameCodec::Stored,
         };
         let start = u64::from(frame.offset);
-        Wanted {
-            name: self.keyring.names().object(ObjectKind::Segment, volume, frame.incarnation, frame.segment.0),
-            part: Part::Range(start..start + u64::from(frame.sealed_bytes())),
-            proof: Proof::Seal { key, aad: binding.aad(), plaintext_bytes: usize::from(frame.blocks) * BLOCK_LEN },
-        }
+        let (incarnation, number) = (frame.incarnation, frame.segment.0);
+        self.wanted(
+            ObjectId { kind: ObjectKind::Segment, volume, incarnation, number },
+            Part::Range(start..start + u64::from(frame.sealed_bytes())),
+            Proof::Seal { key, aad: binding.aad(), plaintext_bytes: usize::from(frame.blocks) * BLOCK_LEN },
+        )
     }
 
     /// Runs a race; its effects are performed here.
@@ -207,6 +235,7 @@ impl Inner {
                         }));
                     }
                     Effect::Deliver => {
+                        self.report_holes(&wanted);
                         return Ok(verified.take().expect("bytes are delivered in the step that verified them"));
                     }
                     Effect::GiveUp { missing, damaged } => {
@@ -226,8 +255,8 @@ impl Inner {
     }
 
     /// Asks one cloud and proves its answer.
-    async fn ask(self: Rc<Self>, cloud: usize, wanted: Rc<Wanted>) -> (Input, Option<Bytes>) {
-        let cloud = self.clouds.get(cloud).expect("an order is made of the clouds there are");
+    async fn ask(self: Rc<Self>, place: usize, wanted: Rc<Wanted>) -> (Input, Option<Bytes>) {
+        let cloud = self.clouds.get(place).expect("an order is made of the clouds there are");
         let (kind, answer) = match &wanted.part {
             Part::Whole { bytes } => (CloudRequest::Get, cloud.get_once(&wanted.name, *bytes).await),
             Part::Range(range) => (CloudRequest::GetRange, cloud.get_range_once(&wanted.name, range.clone()).await),
@@ -240,12 +269,16 @@ impl Inner {
             Err(CloudError::NotFound) => Doubt::Missing,
             // The object has another length than it was stored with.
             Err(CloudError::Refused(_)) => Doubt::Damaged,
+            // Also a place that is not the cluster's now: it may be again, and have it.
             Err(_) => Doubt::Away,
         };
         match doubt {
             Doubt::Damaged => cloud.report_damaged(kind),
             Doubt::Missing => cloud.report_missing(),
             Doubt::Away => {}
+        }
+        if doubt != Doubt::Away {
+            wanted.doubts.borrow_mut().insert(place);
         }
         (Input::Failed { doubt }, None)
     }

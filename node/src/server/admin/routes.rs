@@ -103,6 +103,7 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
         ("GET", ["raft"]) => bare(Request::RaftStatus),
         ("GET", ["clouds"]) => bare(Request::ListClouds),
         ("POST", ["clouds", "check"]) => bare(Request::CheckClouds),
+        ("POST", ["clouds", name, "resync"]) => bare(Request::ResyncCloud { name: named(name)? }),
         ("GET", ["volumes"]) => bare(Request::ListVolumes),
         ("POST", ["volumes"]) => create(headers, body),
         ("GET", ["volumes", name]) => bare(Request::ShowVolume { name: named(name)? }),
@@ -115,6 +116,7 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
             _,
             ["version" | "node" | "raft" | "clouds" | "volumes"]
             | ["clouds", "check"]
+            | ["clouds", _, "resync"]
             | ["volumes", _]
             | ["volumes", _, "flush" | "resize" | "acl"],
         ) => Err(method_not_allowed()),
@@ -156,7 +158,7 @@ fn named(name: &str) -> Result<String, Problem> {
         return Ok(name.to_owned());
     }
     let remedy = "use 1 to 63 of a-z, 0-9, dot, dash and underscore";
-    Err(Problem::new(ProblemKind::Invalid, "the volume's name is malformed", remedy))
+    Err(Problem::new(ProblemKind::Invalid, "the name is malformed", remedy))
 }
 
 fn sized(bytes: u64) -> Result<(), Problem> {

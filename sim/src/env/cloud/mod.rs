@@ -66,6 +66,8 @@ pub struct CloudFaults {
     pub stalled_until_ms: Cell<u64>,
     /// Refuses the credentials until this time.
     pub denied_until_ms: Cell<u64>,
+    /// Refuses to change anything until this time.
+    pub read_only_until_ms: Cell<u64>,
 }
 
 impl Default for CloudFaults {
@@ -80,6 +82,7 @@ impl Default for CloudFaults {
             away_until_ms: Cell::new(0),
             stalled_until_ms: Cell::new(0),
             denied_until_ms: Cell::new(0),
+            read_only_until_ms: Cell::new(0),
         }
     }
 }
@@ -90,7 +93,7 @@ impl CloudFaults {
         for rate in [&self.fail_before_ppm, &self.fail_after_ppm, &self.lost_ppm, &self.throttle_ppm] {
             rate.set(0);
         }
-        for until in [&self.away_until_ms, &self.stalled_until_ms, &self.denied_until_ms] {
+        for until in [&self.away_until_ms, &self.stalled_until_ms, &self.denied_until_ms, &self.read_only_until_ms] {
             until.set(0);
         }
     }
@@ -106,6 +109,10 @@ pub struct SimCloud {
     rng: Rng,
     /// Its contents.
     pub bucket: RefCell<Bucket>,
+    /// The contents of its right place while another one is in its stead.
+    hidden: RefCell<Option<Bucket>>,
+    /// Counts changes of its place. A request goes to the place there was when it was sent.
+    place: Cell<u64>,
     /// How it behaves.
     pub faults: CloudFaults,
     witness: RefCell<Option<ChangeWitness>>,
@@ -134,6 +141,8 @@ impl SimCloud {
             name: name.into(),
             rng,
             bucket: RefCell::default(),
+            hidden: RefCell::default(),
+            place: Cell::new(0),
             faults: CloudFaults::default(),
             witness: RefCell::default(),
         })
@@ -154,17 +163,37 @@ impl SimCloud {
     #[must_use]
     pub fn is_up(&self) -> bool {
         let now_ms = self.sim.now_ms();
-        [&self.faults.away_until_ms, &self.faults.stalled_until_ms, &self.faults.denied_until_ms]
-            .iter()
-            .all(|until| until.get() <= now_ms)
+        let CloudFaults { away_until_ms, stalled_until_ms, denied_until_ms, read_only_until_ms, .. } = &self.faults;
+        [away_until_ms, stalled_until_ms, denied_until_ms, read_only_until_ms].iter().all(|until| until.get() <= now_ms)
     }
 
-    fn fate(&self) -> Fate {
+    /// Empties the cloud, or with `exchange` puts an empty place in its stead.
+    pub fn empty(&self, exchange: bool) {
+        let before = self.bucket.replace(Bucket::default());
+        self.hidden.replace(exchange.then_some(before));
+        self.place.set(self.place.get() + 1);
+    }
+
+    /// Puts the right place back.
+    pub fn put_back(&self) {
+        if let Some(hidden) = self.hidden.take() {
+            self.bucket.replace(hidden);
+            self.place.set(self.place.get() + 1);
+        }
+    }
+
+    /// The place that is there now is the right one.
+    pub fn forget_hidden(&self) {
+        self.hidden.replace(None);
+    }
+
+    fn fate(&self, kind: &str) -> Fate {
         let (faults, now_ms) = (&self.faults, self.sim.now_ms());
         if faults.away_until_ms.get() > now_ms {
             return Fate::Away;
         }
-        if faults.denied_until_ms.get() > now_ms {
+        let is_change = matches!(kind, "put" | "create" | "delete");
+        if faults.denied_until_ms.get() > now_ms || (is_change && faults.read_only_until_ms.get() > now_ms) {
             return Fate::Denied;
         }
         let mut at = self.rng.below(1_000_000) as u32;
@@ -196,7 +225,7 @@ impl SimCloud {
             if !life.is_alive() {
                 return std::future::pending().await;
             }
-            let fate = cloud.fate();
+            let fate = cloud.fate(kind);
             cloud.sim.event(kind, &format!("{} {name}", cloud.name), &[fate as u64]);
             cloud.sim.count(
                 match fate {
@@ -233,11 +262,12 @@ impl SimCloud {
             sim.count("cloud stalls", 1);
         }
         let there_ms = stall_ms + self.rng.below(latency_ms + 1);
-        let back_ms = latency_ms;
+        let (back_ms, place) = (latency_ms, self.place.get());
         let has_effect = matches!(fate, Fate::Answered | Fate::FailsAfter | Fate::LostAfter);
         sim.clone().later(there_ms, move || {
             let sent = life.is_alive() || self.rng.chance(500_000);
-            let result = if has_effect && sent { Some(act(&self)) } else { None };
+            let is_there = self.place.get() == place;
+            let result = if has_effect && sent && is_there { Some(act(&self)) } else { None };
             let unavailable = |why: &str| Err(CloudStoreError::Unavailable(why.to_owned()));
             let (wait_ms, result) = match (fate, result) {
                 (Fate::Answered, Some(result)) => (back_ms, result),

@@ -1,0 +1,97 @@
+//! A cloud whose contents are not believed any more begins anew: everything is brought to it again from the others.
+//!
+//! An operator asks for it when a cloud was emptied for good. It comes by itself when a place was found wrong and holds the
+//! cluster's identity again: a disk that was not mounted, a bucket put back from a copy. Then it may hold all that it held, or
+//! less; what is there is looked at and not sent again.
+//!
+//! The order matters. First nothing may be under way in the cloud that still goes by the old cursors. Then Raft sets the
+//! cursors to nothing. Only then may the place be claimed: an identity stands for a place about which the cursors are right.
+//! A crash in between leaves cursors at nothing or an identity that is missing, and either is dealt with by the next start.
+
+use std::{
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use velum_protocol::format::metadata::{CloudName, Command};
+
+use super::Assembly;
+use crate::{
+    actor,
+    cloud::{Cloud, CloudError, identity::Standing},
+    metadata::Rejection,
+};
+
+/// How often places are looked through for one that has come back.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a cloud was not made to begin anew.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResyncError {
+    /// There is no such cloud.
+    #[error("there is no cloud of this name")]
+    NoCloud,
+    /// Somebody else is at it.
+    #[error("this has begun already")]
+    Begun,
+    /// The place is another cluster's, or does not answer.
+    #[error("{0}")]
+    Cloud(CloudError),
+    /// Its cursors could not be set to nothing.
+    #[error("its cursors could not be set back: {0}")]
+    Metadata(#[from] Rejection),
+}
+
+/// Makes clouds that come back begin anew, for as long as the node lives.
+pub(super) fn watch(node: &Rc<Assembly>) {
+    let (weak, clock) = (Rc::downgrade(node), Rc::clone(&node.env.clock));
+    actor::spawn(async move {
+        while look(&weak).await {
+            clock.sleep(INTERVAL).await;
+        }
+    });
+}
+
+async fn look(node: &Weak<Assembly>) -> bool {
+    let Some(node) = node.upgrade() else { return false };
+    for cloud in node.clouds.clouds.iter().filter(|cloud| cloud.standing() == Standing::Returned) {
+        match node.begin_anew(cloud).await {
+            Ok(()) => tracing::info!(cloud = cloud.name().0, "the cloud is back; what it lacks is brought to it"),
+            Err(error) => {
+                tracing::warn!(cloud = cloud.name().0, %error, "the cloud is back and cannot be used yet; trying again");
+            }
+        }
+    }
+    true
+}
+
+impl Assembly {
+    /// Makes a cloud begin anew, unless its place is another cluster's or does not answer.
+    pub(super) async fn resync(&self, name: &str) -> Result<(), ResyncError> {
+        let cloud = self.clouds.get(&CloudName(name.to_owned())).ok_or(ResyncError::NoCloud)?;
+        match cloud.confirm().await {
+            // Emptied, or back again: that is what this is for.
+            Err(CloudError::NotOurs(_)) if cloud.standing() != Standing::Foreign => {}
+            looked => looked.map_err(ResyncError::Cloud)?,
+        }
+        self.begin_anew(cloud).await?;
+        tracing::warn!(cloud = name, "the cloud begins anew, as an operator asked; what it lacks is brought to it");
+        Ok(())
+    }
+
+    async fn begin_anew(&self, cloud: &Rc<Cloud>) -> Result<(), ResyncError> {
+        let closed = cloud.close().await.ok_or(ResyncError::Begun)?;
+        let name = cloud.name();
+        self.array.agree(Command::ResyncCloud { cloud: name.clone() }).await?;
+        self.array.forget_cloud(name);
+        self.catalogue.start_over(name);
+        for (_, open) in self.open.all() {
+            open.array.start_over(name);
+        }
+        match cloud.begin_anew(closed).await {
+            // It goes on by itself when it answers.
+            Ok(()) | Err(CloudError::Away(_) | CloudError::Denied(_) | CloudError::Refused(_)) => Ok(()),
+            Err(error) => Err(ResyncError::Cloud(error)),
+        }
+    }
+}
