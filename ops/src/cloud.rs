@@ -46,13 +46,11 @@ struct Listed(Vec<CloudStatus>);
 
 impl Table for Listed {
     fn rows(&self) -> Vec<Vec<String>> {
-        let head =
-            ["NAME", "STATE", "WRITE", "READ", "LAG RECORDS", "LAG", "LAST ERROR", "URL"].map(str::to_owned).to_vec();
+        let head = ["NAME", "STATE", "READ", "LAG RECORDS", "LAG", "LAST ERROR", "URL"].map(str::to_owned).to_vec();
         let row = |cloud: &CloudStatus| {
             vec![
                 cloud.name.clone(),
                 if cloud.up { "up" } else { "away" }.to_owned(),
-                optional(cloud.write_seconds, seconds),
                 optional(cloud.read_seconds, seconds),
                 cloud.lag_records.to_string(),
                 bytes(cloud.lag_bytes),

@@ -144,11 +144,14 @@ fn journal_files_are_verified_record_by_record() {
         assert!(damaged.stderr.contains("damaged") || damaged.stderr.contains("journal"), "{at}: {}", damaged.stderr);
     }
     // A body with a checksum of its own, but without the key: only the seal tells.
-    let volume = headers.iter().find(|at| bytes[**at + 4] == 2).copied().unwrap();
-    let forged = stored.changed(&file, |bytes| forge(bytes, volume));
-    stored.inspect("journal", &forged, false).expect(0, &[]);
-    let found = stored.inspect("journal", &forged, true).expect(1, &["is damaged"]).json();
-    assert!(found["damage"].to_string().contains("does not open"), "{found}");
+    for (kind, stream) in [(1, "raft"), (2, "volume")] {
+        let record = headers.iter().find(|at| bytes[**at + 4] == kind).copied().unwrap();
+        let forged = stored.changed(&file, |bytes| forge(bytes, record));
+        stored.inspect("journal", &forged, false).expect(0, &[]);
+        let found = stored.inspect("journal", &forged, true).expect(1, &["is damaged"]).json();
+        let said = found["damage"].to_string();
+        assert!(said.contains(stream) && said.contains("does not open"), "{said}");
+    }
 }
 
 /// Changes a record's body and mends every checksum up to it. The records behind it do not link to it then, unless the header
@@ -158,7 +161,7 @@ fn forge(bytes: &mut [u8], at: usize) {
     let body = at + 96..at + 96 + length;
     let wanted = velum_protocol::checksum::crc32c(&bytes[body.clone()]);
     let patch = body.end - 4..body.end;
-    bytes[body.start + 200] ^= 1;
+    bytes[body.start + 40] ^= 1;
     // The checksum is linear: each bit of the last four bytes changes a fixed set of its bits.
     let now = velum_protocol::checksum::crc32c(&bytes[body.clone()]);
     let mut basis: Vec<(u32, u32)> = Vec::new();

@@ -94,7 +94,7 @@ fn a_directory_may_be_moved_with_all_that_is_in_it() {
     let free = ["--nbd", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     bench.serve(&[&["--output", "json", "up", "--dir", &dir], &free[..]].concat()).stop(Signal::TERM).expect(0, &[]);
     let written = fs::read_to_string(bench.path("fresh/node.toml")).unwrap();
-    assert!(!written.contains(&dir), "{written}");
+    assert!(!written.contains(&dir) && written.contains("url = \"file:clouds/a\""), "{written}");
 }
 
 /// The setting once did nothing: names were served whatever it said.
