@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use url::Url;
 use velum_protocol::id::NodeId;
 
 mod check;
@@ -45,7 +46,8 @@ pub struct NodeConfig {
     /// One budget for buffer, caches and uploads; at most half of it is dirty.
     #[serde(default = "default_memory")]
     pub memory: Size,
-    /// Serve volumes under their own names, and a lone volume under the empty name.
+    /// Serve volumes under their own names, and a lone volume under the empty name. There is no other way in yet: without
+    /// this nothing is served.
     #[serde(default)]
     pub plain_exports: bool,
     /// Accept fewer than three clouds, and with them the loss of data when one is lost.
@@ -82,6 +84,9 @@ pub struct NodeConfig {
     /// When unreferenced objects are deleted.
     #[serde(default)]
     pub reclaim: ReclaimConfig,
+    /// The folder that relative paths count from; empty before [`NodeConfig::resolve`].
+    #[serde(skip)]
+    pub base: PathBuf,
 }
 
 /// One configured bucket at one provider.
@@ -90,7 +95,8 @@ pub struct NodeConfig {
 pub struct CloudConfig {
     /// The operator's name for it, `[a-z0-9._-]{1,63}`.
     pub name: String,
-    /// `file:///dir`, `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix` or `memory:///`.
+    /// `file:///dir`, `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix` or `memory:///`; `file:dir` counts
+    /// from the folder of the config file.
     pub url: String,
     /// The provider's options (`endpoint`, `region`, ...). What is missing comes from its usual environment variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -184,6 +190,28 @@ pub struct ReclaimConfig {
     pub grace: Duration,
 }
 
+impl CloudConfig {
+    /// The URL with a path from the root, for a `file:` URL whose path counts from `base`.
+    fn placed(&self, base: &Path) -> String {
+        let relative = self.url.strip_prefix("file:").filter(|path| !path.is_empty() && !path.starts_with('/'));
+        match (relative, Url::from_directory_path(base)) {
+            (Some(relative), Ok(base)) => format!("{base}{relative}"),
+            _ => self.url.clone(),
+        }
+    }
+
+    /// The URL as it is best written in a config in `base`: a directory below is named by its path from there, so that the
+    /// folder may be moved with all that is in it.
+    #[must_use]
+    pub fn movable(self, base: &Path) -> Self {
+        let below = Url::from_directory_path(base).ok().and_then(|base| {
+            let path = self.url.strip_prefix(base.as_str())?.trim_end_matches('/');
+            (!path.is_empty()).then(|| format!("file:{path}"))
+        });
+        Self { url: below.unwrap_or(self.url), ..self }
+    }
+}
+
 impl Default for NbdConfig {
     fn default() -> Self {
         Self { listen: vec![Listen::tcp("127.0.0.1:10809")] }
@@ -256,6 +284,7 @@ impl NodeConfig {
             cache: CacheConfig::default(),
             checkpoint: CheckpointConfig::default(),
             reclaim: ReclaimConfig::default(),
+            base: PathBuf::new(),
         }
     }
 
@@ -282,8 +311,10 @@ impl NodeConfig {
         if findings.is_empty() { Ok(warnings) } else { Err(ConfigError { file: origin.to_owned(), findings }) }
     }
 
-    /// Makes relative paths count from `base`, the folder of the config file.
+    /// Makes relative paths count from `base`, the folder of the config file. URLs of clouds stay as they are written, for
+    /// that is how the cluster knows them wherever the folder lies; [`NodeConfig::placed_clouds`] says where they are.
     pub fn resolve(&mut self, base: &Path) {
+        base.clone_into(&mut self.base);
         self.dir = base.join(&self.dir);
         if let Some(keyfile) = &mut self.key.keyfile {
             *keyfile = base.join(&*keyfile);
@@ -291,6 +322,13 @@ impl NodeConfig {
         for listen in &mut self.nbd.listen {
             listen.resolve(base);
         }
+    }
+
+    /// The clouds with URLs that say where they are, to be opened.
+    #[must_use]
+    pub fn placed_clouds(&self) -> Vec<CloudConfig> {
+        let placed = |cloud: &CloudConfig| CloudConfig { url: cloud.placed(&self.base), ..cloud.clone() };
+        self.clouds.iter().map(placed).collect()
     }
 
     /// The file's text, as `up` and `recover` write it; [`NodeConfig::parse`] reads the same settings back.

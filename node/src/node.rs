@@ -32,7 +32,7 @@ use velum_protocol::{
 
 pub use create::{adopt, cloud_entries, create, is_created, quorum};
 pub use layout::Layout;
-pub use start::StartError;
+pub use start::{StartError, expect_idle};
 
 use crate::{
     array::{ArrayContext, catalogue::Catalogue},
@@ -94,6 +94,12 @@ impl Node {
     #[must_use]
     pub fn backend(&self) -> Rc<dyn Backend> {
         Rc::new(service::Service(Rc::clone(&self.0)))
+    }
+
+    /// True while nothing was ever asked of this cluster.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.0.metadata.with(crate::metadata::State::is_untouched)
     }
 
     /// Where volumes are served.

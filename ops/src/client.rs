@@ -10,10 +10,13 @@ use velum_protocol::admin::Problem;
 
 use crate::error::Failure;
 
+/// A question is answered from memory; a node that takes longer is stuck. Work that is asked for may take its time.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
 /// Where the node is.
 #[derive(Args, Debug)]
 pub(crate) struct Target {
-    /// The node's admin API.
+    /// The node's admin API
     #[arg(long, global = true, env = "VELUM_ADMIN", default_value = "http://127.0.0.1:9890", value_name = "URL")]
     pub(crate) admin: Url,
 }
@@ -63,7 +66,11 @@ impl Client {
     ) -> Result<T, Failure> {
         let mut url = self.base.clone();
         url.path_segments_mut().expect("an http URL has a path").pop_if_empty().push("v1").extend(path);
+        let is_question = method == Method::GET;
         let mut request = self.http.request(method, url);
+        if is_question {
+            request = request.timeout(ANSWER_MAX);
+        }
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -84,13 +91,27 @@ impl Client {
             let remedy = "start one with `velum up`, or name another with --admin or VELUM_ADMIN";
             return Failure::new(format!("no node answers at {}", self.base), remedy);
         }
-        let remedy = "look at the node's log, and ask for the present state before you try again";
-        Failure::new(format!("the node at {} ended the connection before it answered", self.base), remedy)
+        if error.is_timeout() {
+            let what = format!("the node at {} did not answer within {} s", self.base, ANSWER_MAX.as_secs());
+            return Failure::new(what, "look at the node's log and at the load of its machine");
+        }
+        let remedy = "if that is the admin address and not one for NBD, look at the node's log, and ask for the present \
+                      state before you try again";
+        Failure::new(format!("{} ended the connection before it gave an answer", self.base), remedy)
     }
 
     fn foreign(&self, status: StatusCode, why: &str) -> Failure {
         let what = format!("{} answered {status}, but not as a Velum node of this version does ({why})", self.base);
-        Failure::new(what, "check the address, and that node and command have the same version")
+        let remedy = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                "something that asks for a login stands there: address the node itself, with --admin or VELUM_ADMIN"
+            }
+            StatusCode::NOT_FOUND => {
+                "another program serves there: `velum up` and `velum node` print the node's address"
+            }
+            _ => "check the address, and that node and command have the same version",
+        };
+        Failure::new(what, remedy)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Clouds as they are named on a command line.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use clap::Args;
-use velum_node::config::CloudConfig;
-use velum_protocol::admin::is_name;
+use velum_node::{array::recover::CloudAt, config::CloudConfig};
+use velum_protocol::{admin::is_name, format::metadata::CloudName};
 
 use crate::error::Failure;
 
@@ -21,8 +21,9 @@ pub(crate) struct CloudArg {
 /// The clouds of a command.
 #[derive(Args, Debug)]
 pub(crate) struct CloudArgs {
-    /// A cloud: file:///dir, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix; once for each. Names are
-    /// a, b, c, ... by order unless given
+    /// A cloud: file:///dir, s3://bucket/prefix, az://container/prefix or gs://bucket/prefix; once for each
+    ///
+    /// Names are a, b, c, ... by order unless given.
     #[arg(long = "cloud", value_name = "[NAME=]URL", value_parser = cloud)]
     pub(crate) clouds: Vec<CloudArg>,
 }
@@ -56,19 +57,29 @@ pub(crate) fn named(clouds: &[CloudArg]) -> Result<Vec<CloudConfig>, Failure> {
     Ok(named.collect())
 }
 
-/// Three local directories that play clouds, below `dir`.
-pub(crate) fn local(dir: &Path) -> Result<Vec<CloudConfig>, Failure> {
-    NAMES
-        .iter()
-        .take(3)
-        .map(|name| {
-            let folder = dir.join("clouds").join(name);
-            let url = url::Url::from_directory_path(&folder).map_err(|()| {
-                Failure::usage(format!("{} cannot be written as a URL", folder.display()), "choose another --dir")
-            })?;
-            Ok(CloudConfig { name: (*name).to_owned(), url: url.to_string(), options: BTreeMap::new() })
-        })
-        .collect()
+/// A cloud to be read.
+pub(crate) fn at(cloud: &CloudConfig) -> CloudAt {
+    let options = looked_at(&cloud.url, &cloud.options);
+    CloudAt { name: CloudName(cloud.name.clone()), url: cloud.url.clone(), options }
+}
+
+/// Options with which a directory that is not there is not made.
+pub(crate) fn looked_at(url: &str, options: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut options = options.clone();
+    if url.starts_with("file:") {
+        options.insert("create_dir".to_owned(), "false".to_owned());
+    }
+    options
+}
+
+/// Three local directories that play clouds, beside the node; named by their path from there.
+pub(crate) fn local() -> Vec<CloudConfig> {
+    let local = |name: &&str| CloudConfig {
+        name: (*name).to_owned(),
+        url: format!("file:clouds/{name}"),
+        options: BTreeMap::new(),
+    };
+    NAMES.iter().take(3).map(local).collect()
 }
 
 #[cfg(test)]

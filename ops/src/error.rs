@@ -1,9 +1,11 @@
-//! Why a command failed: what happened, to what, and what to do.
+//! Why a command failed: what happened, to what, and what to do; for people as text, for programs as JSON.
 
 use std::{fmt, process::ExitCode};
 
+use serde::Serialize;
+
 use velum_node::config::ConfigError;
-use velum_protocol::admin::Problem;
+use velum_protocol::admin::{Problem, ProblemKind};
 
 /// A command that did not do what was asked.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(crate) struct Failure {
 enum Kind {
     /// 1: it could not be done.
     Failed,
-    /// 2: the command line or the settings are at fault.
+    /// 2: the command line or a settings file is at fault, whatever the state of the world. Nothing was tried.
     Usage,
 }
 
@@ -49,11 +51,30 @@ impl Failure {
 
     /// The exit code: 1 failed, 2 usage.
     pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+
+    const fn code(&self) -> u8 {
         match self.kind {
-            Kind::Failed => ExitCode::from(1),
-            Kind::Usage => ExitCode::from(2),
+            Kind::Failed => 1,
+            Kind::Usage => 2,
         }
     }
+
+    /// The failure for a program that asked for JSON: on one line, with the exit code beside.
+    pub(crate) fn json(&self) -> String {
+        let shown = Shown { error: &self.what, remedy: self.remedy.as_deref(), exit_code: self.code() };
+        serde_json::to_string(&shown).expect("a failure has a JSON form")
+    }
+}
+
+/// A failure as JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    error: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'a str>,
+    exit_code: u8,
 }
 
 impl fmt::Display for Failure {
@@ -68,7 +89,19 @@ impl fmt::Display for Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self::new(problem.detail, problem.remedy)
+        match problem.kind {
+            ProblemKind::Invalid => Self::usage(problem.detail, problem.remedy),
+            _ => Self::new(problem.detail, problem.remedy),
+        }
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// The parser's words without its colours; it says itself what to do.
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let what = text.trim_start_matches("error: ").trim_end().to_owned();
+        Self { kind: Kind::Usage, what, remedy: None }
     }
 }
 

@@ -31,6 +31,15 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// The first `length` bytes of a file of any length, or all there are.
+pub(crate) fn read_start(path: &Path, length: usize) -> Result<Vec<u8>, Failure> {
+    let cannot = |error: io::Error| cannot("read", path, &error);
+    let file = fs::OpenOptions::new().read(true).open(path).map_err(cannot)?;
+    let mut bytes = Vec::new();
+    file.take(u64::try_from(length).unwrap_or(u64::MAX)).read_to_end(&mut bytes).map_err(cannot)?;
+    Ok(bytes)
+}
+
 /// A secret file's permission bits and contents.
 pub(crate) fn read_secret(path: &Path) -> Result<(u32, Zeroizing<Vec<u8>>), Failure> {
     let metadata = fs::metadata(path).map_err(|error| cannot("read", path, &error))?;
@@ -65,6 +74,16 @@ pub(crate) fn create_folder(path: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|error| cannot("create", path, &error))
+}
+
+/// Whether a file or folder that is not there could be made, with its parents; says why not.
+pub(crate) fn can_be_made(path: &Path) -> Result<(), String> {
+    let Some(existing) = path.ancestors().skip(1).find(|path| exists(path)) else { return Ok(()) };
+    if !existing.is_dir() {
+        return Err(format!("{} is no directory", existing.display()));
+    }
+    let enter_and_write = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(existing, enter_and_write).map_err(|error| format!("{}: {error}", existing.display()))
 }
 
 /// The names in a folder, sorted; none when there is no such folder.
@@ -108,7 +127,10 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 fn cannot(verb: &str, path: &Path, error: &io::Error) -> Failure {
     let remedy = match error.kind() {
-        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "check the path",
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            "the path links to itself: name the file itself"
+        }
         io::ErrorKind::PermissionDenied => "check who may use it, or run as its owner",
         io::ErrorKind::AlreadyExists => "choose another path, or keep what is there",
         io::ErrorKind::StorageFull => "free some space",

@@ -1,7 +1,13 @@
 //! `velum inspect`: what a stored file or object is, and whether it is whole.
 //!
-//! What stands in the clear is always shown. With a node's config (and with it the root key) the sealed header of an object
-//! is opened too: which volume, which number, which window. Block contents are never shown.
+//! Each fact is printed with what it rests on, for bytes that say something about themselves prove nothing. Without keys
+//! that is little: leads, lengths, checksums. With a node's config the sealed header is opened, and with the volume's keys,
+//! which the clouds' catalogue holds, everything else: the object is then what it says, or the damage is named by its place.
+//! Block contents are never shown.
+
+mod journal;
+mod keys;
+mod object;
 
 use std::{
     collections::BTreeMap,
@@ -10,30 +16,17 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use velum_node::{
-    env::Env,
-    journal::{self, RecordKind, RecordState, StreamId},
-    keyring::{self, Keyring, ObjectKind},
-    node::Layout,
-};
-use velum_protocol::{
-    checksum,
-    format::{
-        bind::ObjectHeader,
-        checkpoint::{PAGE_OBJECT_BYTES_MAX, ROOT_OBJECT_BYTES_MAX, RootLink, STUB_BYTES_MAX},
-        object::{self, Header},
-        segment::{Outline, SEGMENT_BYTES_MAX},
-        sequence::{Link, RECORD_BYTES_MAX},
-    },
-    version::{Format as StoredFormat, LeadError},
-};
+use velum_node::env::Env;
+use velum_protocol::format::segment::SEGMENT_BYTES_MAX;
 
 use crate::{
+    clouds,
     error::Failure,
     files,
     output::{self, Format, Table},
-    secret, serve, settings,
+    serve,
 };
+use keys::Keys;
 
 /// How `inspect` is asked.
 #[derive(Args, Debug)]
@@ -43,7 +36,7 @@ pub(crate) struct Inspect {
     /// A file, or the URL of an object
     #[arg(value_name = "FILE|URL")]
     place: String,
-    /// The settings of a node of the cluster: opens the sealed header
+    /// The settings of a node of the cluster, which say where its keys are: opens what is sealed
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -61,35 +54,108 @@ enum What {
     Checkpoint,
 }
 
+/// What a fact rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Proof {
+    /// Counted or computed from the bytes.
+    Measured,
+    /// A checksum matches: not changed by accident.
+    Checksum,
+    /// A seal opened: written by somebody with the cluster's keys.
+    Seal,
+    /// The bytes say so; nothing proves it.
+    None,
+}
+
+impl Proof {
+    const fn in_words(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Checksum => "by checksum",
+            Self::Seal => "authentic",
+            Self::None => "not authenticated",
+        }
+    }
+}
+
+/// One thing found.
+#[derive(Serialize)]
+struct Fact {
+    name: &'static str,
+    value: String,
+    proof: Proof,
+}
+
 /// What was found, in the order it is printed.
 #[derive(Serialize)]
 struct Found {
     place: String,
-    facts: Vec<(&'static str, String)>,
+    facts: Vec<Fact>,
+    /// Each damage with its place in the file or object.
+    damage: Vec<String>,
+    /// What could not be looked at, and why.
+    unchecked: Vec<String>,
+}
+
+impl Found {
+    fn of(place: &str) -> Self {
+        Self { place: place.to_owned(), facts: Vec::new(), damage: Vec::new(), unchecked: Vec::new() }
+    }
+
+    fn fact(&mut self, proof: Proof, name: &'static str, value: impl ToString) {
+        self.facts.push(Fact { name, value: value.to_string(), proof });
+    }
 }
 
 impl Table for Found {
     fn rows(&self) -> Vec<Vec<String>> {
-        let place = vec!["place".to_owned(), self.place.clone()];
-        std::iter::once(place)
-            .chain(self.facts.iter().map(|(name, value)| vec![(*name).to_owned(), value.clone()]))
-            .collect()
+        let mut rows = vec![vec!["place".to_owned(), self.place.clone()]];
+        let fact = |fact: &Fact| vec![fact.name.to_owned(), fact.value.clone(), fact.proof.in_words().to_owned()];
+        rows.extend(self.facts.iter().map(fact));
+        let named = |name: &str, text: &String| vec![name.to_owned(), text.clone()];
+        rows.extend(self.unchecked.iter().map(|text| named("not checked", text)));
+        rows.extend(self.damage.iter().map(|text| named("damage", text)));
+        if self.damage.is_empty() {
+            let verdict = if self.unchecked.is_empty() { "none" } else { "none in what was checked" };
+            rows.push(named("damage", &verdict.to_owned()));
+        }
+        rows
     }
 }
 
-/// Does it.
+/// Does it. Damage is a failure, after everything that was found has been printed.
 pub(crate) fn run(inspect: &Inspect, format: Format) -> Result<(), Failure> {
-    let facts = serve::on_node_thread(async {
+    let place = inspect.place.as_str();
+    let found = serve::on_node_thread(async {
         let env = serve::environment()?;
+        let keys = match &inspect.config {
+            Some(config) => Some(Keys::of(&env, config).await?),
+            None => None,
+        };
         if inspect.what == What::Journal {
-            return journal_facts(&env, Path::new(&inspect.place)).await;
+            if place.contains("://") {
+                let what = format!("{place} is a URL, and journals lie in nodes' directories");
+                return Err(Failure::usage(what, "give the path of a file of a node's journal folder"));
+            }
+            return journal::examine(&env, Path::new(place), keys.as_ref()).await;
         }
-        let bytes = fetch(&env, &inspect.place).await?;
-        let keyring = inspect.config.as_deref().map(open_keyring).transpose()?;
-        object(inspect.what, &inspect.place, &bytes, keyring.as_ref())
+        let bytes = fetch(&env, place).await?;
+        object::examine(inspect.what, place, &bytes, keys.as_ref())
     })??;
-    output::print(format, &Found { place: inspect.place.clone(), facts });
-    Ok(())
+    output::print(format, &found);
+    match found.damage.len() {
+        0 => Ok(()),
+        1 => Err(Failure::new(format!("{place} is damaged"), remedy(inspect.what))),
+        count => Err(Failure::new(format!("{place} is damaged in {count} places"), remedy(inspect.what))),
+    }
+}
+
+const fn remedy(what: What) -> &'static str {
+    match what {
+        What::Journal => "keep the file as it is; a start says which volumes need what is damaged",
+        What::Segment | What::Sequence | What::Checkpoint => "compare it with another cloud's copy",
+    }
 }
 
 /// A file's bytes, or an object's.
@@ -106,139 +172,6 @@ async fn fetch(env: &Env, place: &str) -> Result<Vec<u8>, Failure> {
     let cloud = |error| {
         Failure::new(format!("cannot read {place}: {error}"), "check the URL and the provider's environment variables")
     };
-    let store = env.clouds.open(folder, &BTreeMap::new()).map_err(cloud)?;
-    Ok(store.get(name, ROOT_OBJECT_BYTES_MAX as u64).await.map_err(cloud)?.to_vec())
-}
-
-/// The keys of the node that a config describes, from its directory.
-fn open_keyring(config: &Path) -> Result<Keyring, Failure> {
-    let config = settings::read_resolved(config)?;
-    let secret = secret::fetch(&config.key)?;
-    let layout = Layout::new(&config.dir);
-    let (identity, slots) = (files::read(&layout.identity())?, files::read(&layout.slots())?);
-    keyring::open_cluster(&identity, &slots, &secret).map_err(|error| Failure::told(&error))
-}
-
-fn object(
-    what: What,
-    place: &str,
-    bytes: &[u8],
-    keyring: Option<&Keyring>,
-) -> Result<Vec<(&'static str, String)>, Failure> {
-    let kinds: &[(ObjectKind, usize)] = match what {
-        What::Journal => &[],
-        What::Segment => &[(ObjectKind::Segment, SEGMENT_BYTES_MAX)],
-        What::Sequence => &[(ObjectKind::Record, RECORD_BYTES_MAX)],
-        What::Checkpoint => &[
-            (ObjectKind::Page, PAGE_OBJECT_BYTES_MAX),
-            (ObjectKind::Root, ROOT_OBJECT_BYTES_MAX),
-            (ObjectKind::Stub, STUB_BYTES_MAX),
-        ],
-    };
-    let unfit = |error: &dyn std::error::Error| {
-        Failure::new(format!("{place} is no whole {what:?} object: {error}"), "compare it with another cloud's copy")
-    };
-    for (kind, bytes_max) in kinds {
-        let version = match kind.format().check(bytes) {
-            Ok((version, _)) => version,
-            Err(LeadError::OtherKind { .. }) => continue,
-            Err(error) => return Err(unfit(&error)),
-        };
-        let parts = object::split(kind.format(), bytes, *bytes_max).map_err(|error| unfit(&error))?;
-        let mut facts = vec![
-            ("kind", format!("{kind:?}").to_lowercase()),
-            ("format version", version.to_string()),
-            ("length", bytes.len().to_string()),
-            ("BLAKE3", checksum::hash(bytes).to_string()),
-        ];
-        match keyring {
-            Some(keyring) => header(keyring, *kind, kind.format(), parts.sealed_header, &mut facts)
-                .map_err(|error| unfit(&*error))?,
-            None => facts.push(("sealed header", "not opened; give --config".to_owned())),
-        }
-        return Ok(facts);
-    }
-    let lead: String = bytes.iter().take(4).map(|byte| std::ascii::escape_default(*byte).to_string()).collect();
-    let remedy = "name the kind it is: journal, segment, sequence or checkpoint";
-    Err(Failure::new(format!("{place} begins with `{lead}`, not as a {what:?} object does"), remedy))
-}
-
-/// Opens a sealed header and adds what it says.
-fn header(
-    keyring: &Keyring,
-    kind: ObjectKind,
-    format: StoredFormat,
-    sealed: &[u8],
-    facts: &mut Vec<(&'static str, String)>,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let aad = ObjectHeader { cluster: keyring.cluster(), magic: format.magic }.aad();
-    let header = Header::decode(&keyring.state().open(&aad, sealed)?)?;
-    facts.extend([
-        ("cluster", keyring.cluster().to_string()),
-        ("volume", header.volume.to_string()),
-        ("incarnation", header.incarnation.to_string()),
-        ("key epoch", header.key_epoch.to_string()),
-        ("number", header.number.to_string()),
-    ]);
-    match kind {
-        ObjectKind::Segment => {
-            let outline = Outline::from_detail(&header.detail)?;
-            facts.extend([("epoch", outline.epoch.to_string()), ("frames", outline.frames.to_string())]);
-        }
-        ObjectKind::Record => {
-            let link = Link::from_detail(&header.detail)?;
-            facts.extend([
-                ("epoch", link.epoch.to_string()),
-                ("journal window", format!("{}..={}", link.first, link.last)),
-                ("record before", link.prev_hash.to_string()),
-            ]);
-        }
-        ObjectKind::Root => {
-            let link = RootLink::from_detail(&header.detail)?;
-            facts.extend([("seq", link.seq.to_string()), ("chain hash", link.chain.to_string())]);
-        }
-        ObjectKind::Page | ObjectKind::Stub | ObjectKind::Catalogue | ObjectKind::Claim => {}
-    }
-    Ok(())
-}
-
-/// A journal file: its header, its streams, and what is damaged in it.
-async fn journal_facts(env: &Env, path: &Path) -> Result<Vec<(&'static str, String)>, Failure> {
-    let found = journal::inspect(env, path).await.map_err(|error| Failure::told(&error))?;
-    let header = found.header.map_err(|error| {
-        Failure::new(
-            format!("{} is no journal file: {error}", path.display()),
-            "give a file of a node's journal folder",
-        )
-    })?;
-    let mut streams: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    let (mut damaged, mut end) = (Vec::new(), 0);
-    for record in &found.records {
-        if record.state == RecordState::Whole {
-            end = end.max(record.end);
-        } else {
-            damaged.push(format!("{:?} at {}..{}", record.state, record.offset, record.end));
-        }
-        let stream = match record.kind {
-            Some(RecordKind::Stream(StreamId::Raft, _)) => "raft".to_owned(),
-            Some(RecordKind::Stream(StreamId::Volume(volume), _)) => format!("volume {volume}"),
-            Some(RecordKind::Ring) => "ring".to_owned(),
-            None => "unreadable".to_owned(),
-        };
-        let (records, bytes) = streams.entry(stream).or_default();
-        *records += 1;
-        *bytes += u64::from(record.body_bytes);
-    }
-    let mut facts = vec![
-        ("kind", "journal file".to_owned()),
-        ("header", format!("{header:?}")),
-        ("end of records", end.to_string()),
-    ];
-    facts.extend(
-        streams
-            .into_iter()
-            .map(|(stream, (records, bytes))| ("stream", format!("{stream}: {records} records, {bytes} bytes"))),
-    );
-    facts.push(("damage", if damaged.is_empty() { "none".to_owned() } else { damaged.join("; ") }));
-    Ok(facts)
+    let store = env.clouds.open(folder, &clouds::looked_at(folder, &BTreeMap::new())).map_err(cloud)?;
+    Ok(store.get(name, SEGMENT_BYTES_MAX as u64).await.map_err(cloud)?.to_vec())
 }

@@ -1,7 +1,7 @@
 //! `velum`: what an operator types.
 //!
-//! One file for each noun. Data goes to stdout, everything else to stderr; exit code 0 means done, 1 failed, 2 that the
-//! command line or the settings are at fault.
+//! One file for each noun. Data goes to stdout, everything else to stderr, with `--output json` an error too as JSON. Exit
+//! code 0 means done, 1 failed, 2 that the command line or a settings file is at fault: nothing was tried then.
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -17,6 +17,7 @@ mod files;
 mod inspect;
 mod key;
 mod output;
+mod preflight;
 mod recover;
 mod secret;
 mod serve;
@@ -27,9 +28,12 @@ mod volume;
 use error::Failure;
 use output::Format;
 
+const AFTER_HELP: &str = "Data is printed to stdout, everything else to stderr. Exit code: 0 done; 1 failed; 2 the \
+                          command line\nor a settings file is at fault. VELUM_LOG=debug shows more of what a node does.";
+
 /// Encrypted block volumes over several clouds.
 #[derive(Parser, Debug)]
-#[command(name = "velum", version, max_term_width = 120)]
+#[command(name = "velum", version, after_help = AFTER_HELP)]
 struct Velum {
     /// How data is printed
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
@@ -69,7 +73,7 @@ enum Command {
     },
     /// Bring all volumes back from the clouds and the root key alone, into a new directory
     Recover(recover::Recover),
-    /// Show what a stored file or object is
+    /// Show what a stored file or object is, and whether it is whole
     Inspect(inspect::Inspect),
     /// Judge a config file
     Config {
@@ -84,15 +88,32 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let velum = Velum::parse();
+    let velum = match Velum::try_parse() {
+        Ok(velum) => velum,
+        // Help and version are no errors; a wrong line is one for whoever asked for JSON, too.
+        Err(error) if error.use_stderr() && wants_json() => return fail(&error.into(), Format::Json),
+        Err(error) => error.exit(),
+    };
     log(&velum.command);
     match run(&velum) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output::say(&format!("velum: {failure}"));
-            failure.exit_code()
-        }
+        Err(failure) => fail(&failure, velum.output),
     }
+}
+
+fn fail(failure: &Failure, format: Format) -> ExitCode {
+    match format {
+        Format::Table => output::say(&format!("velum: {failure}")),
+        Format::Json => output::say(&failure.json()),
+    }
+    failure.exit_code()
+}
+
+/// Whether a line that cannot be read asks for JSON.
+fn wants_json() -> bool {
+    let words: Vec<_> = std::env::args_os().collect();
+    let follows = words.windows(2).any(|pair| matches!(pair, [flag, format] if flag == "--output" && format == "json"));
+    follows || words.iter().any(|word| word == "--output=json")
 }
 
 fn run(velum: &Velum) -> Result<(), Failure> {

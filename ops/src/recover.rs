@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use velum_node::{
-    array::recover::{self, CloudAt, Plan, Recovered, Report, Verify},
-    config::{CloudConfig, KeyConfig, NodeConfig},
+    array::recover::{self, Plan, Recovered, Report, Verify},
+    config::{KeyConfig, NodeConfig},
     env::Env,
     node,
 };
@@ -17,7 +17,7 @@ use crate::{
     files,
     output::{self, Format, Table, bytes},
     secret, serve,
-    settings::{self, CONFIG_NAME, NODE_DIR_NAME},
+    settings::{self, CONFIG_NAME, KEYFILE_NAME, NODE_DIR_NAME},
 };
 
 /// Fewer clouds than this need a word of the operator in the settings.
@@ -48,7 +48,7 @@ pub(crate) struct Recover {
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Depth {
-    /// Only what leads to the volumes' state: served at once, whatever their size; damage shows when it is read
+    /// Only what leads to the volumes' state: served at once, however large; damage shows when it is read
     Chain,
     /// Whether every object is there in at least one cloud
     Present,
@@ -59,18 +59,19 @@ enum Depth {
 /// Does it.
 pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
     let dir = files::absolute(&recover.dir)?;
-    if !files::names(&dir)?.is_empty() {
+    if files::names(&dir)?.iter().any(|name| name != KEYFILE_NAME) {
         let what = format!("{} is not empty", dir.display());
-        return Err(Failure::usage(
-            what,
-            "name a new or empty directory: what a node left behind is never written over",
-        ));
+        return Err(Failure::new(what, "name a new or empty directory: what a node left behind is never written over"));
     }
-    let config = config(recover)?;
+    files::can_be_made(&dir.join(NODE_DIR_NAME)).map_err(|why| {
+        let what = format!("{} cannot be written: {why}", dir.display());
+        Failure::new(what, "name a directory that you may write to with --dir")
+    })?;
+    let config = config(recover, &dir)?;
     let mut resolved = config.clone();
     resolved.resolve(&dir);
     let plan = Plan {
-        clouds: resolved.clouds.iter().map(cloud_at).collect(),
+        clouds: resolved.clouds.iter().map(clouds::at).collect(),
         secret: secret::fetch(&resolved.key)?,
         accept_missing: recover.accept_missing.iter().cloned().map(CloudName).collect(),
         verify: match recover.verify {
@@ -114,9 +115,15 @@ async fn adopt(
 }
 
 /// Settings of the recovered node.
-fn config(recover: &Recover) -> Result<NodeConfig, Failure> {
+fn config(recover: &Recover, dir: &Path) -> Result<NodeConfig, Failure> {
     let clouds = clouds::named(&recover.clouds.clouds)?;
+    if clouds.is_empty() {
+        let remedy = "name each cloud that is left with --cloud NAME=URL";
+        return Err(Failure::usage("no cloud is given to recover from", remedy));
+    }
+    // A key that lies in the directory moves with it.
     let keyfile = recover.keyfile.as_deref().map(files::absolute).transpose()?;
+    let keyfile = keyfile.map(|path| path.strip_prefix(dir).map(Path::to_path_buf).unwrap_or(path));
     let key = KeyConfig { keyfile, passphrase: recover.passphrase.clone(), ..KeyConfig::default() };
     let mut config = NodeConfig::new(NODE_DIR_NAME.into(), clouds, key);
     config.plain_exports = true;
@@ -126,10 +133,6 @@ fn config(recover: &Recover) -> Result<NodeConfig, Failure> {
     }
     settings::warn(&config.check("the command line")?);
     Ok(config)
-}
-
-fn cloud_at(cloud: &CloudConfig) -> CloudAt {
-    CloudAt { name: CloudName(cloud.name.clone()), url: cloud.url.clone(), options: cloud.options.clone() }
 }
 
 impl Table for Report {

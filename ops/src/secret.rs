@@ -119,5 +119,16 @@ fn unread(what: &str, error: &io::Error) -> Failure {
 }
 
 fn refused(what: &str, error: ProviderError) -> Failure {
-    Failure::new(format!("{what} is not accepted"), error.to_string())
+    let remedy = match error {
+        ProviderError::OpenToOthers { .. } => {
+            "run the command again then; if others may have read it, make a new cluster"
+        }
+        ProviderError::KeyfileForm { .. } | ProviderError::KeyfileNotRandom => {
+            "give the right file, or make a new root key with `velum key init --keyfile FILE`"
+        }
+        ProviderError::PassphraseShort | ProviderError::PassphraseLong | ProviderError::PassphraseKnown => {
+            "choose another one: a few words drawn at random"
+        }
+    };
+    Failure::new(format!("{what} is not accepted: {error}"), remedy)
 }

@@ -17,15 +17,16 @@ use velum_node::{
         real::{RealSettings, keep_memory_private, real_env},
     },
     keyring::ProviderSecret,
-    node::{self, Node},
+    node::{self, Layout, Node},
     server::admin::{AdminLimits, AdminServer, Backend, answer},
 };
 use velum_protocol::admin::{Access, AclLine, CreateVolume, Durability, Request, Response, VolumeSummary};
 
 use crate::{
     error::Failure,
+    files,
     output::{self, Format, bytes},
-    secret, settings,
+    preflight, secret, settings,
 };
 
 /// How long a node whose journal failed still answers operators: four scrapes, so that the alert says what happened.
@@ -58,7 +59,7 @@ pub(crate) struct Wishes {
     pub(crate) volume: Option<String>,
     /// Its size, if one was given.
     pub(crate) size: Option<Size>,
-    /// The volume of a cluster that is made now, when none was named.
+    /// The volume of a cluster that has never had one, when none was named.
     pub(crate) first_volume: Option<(String, Size)>,
 }
 
@@ -69,27 +70,61 @@ pub(crate) fn with_config(path: &Path, format: Format) -> Result<(), Failure> {
     run(config, &secret, &Wishes::default(), format)
 }
 
-/// Starts a node, says where it serves, and runs it until SIGINT or SIGTERM.
+/// Starts a node, says where it serves, and runs it until SIGINT or SIGTERM. The word to stop is heard from the beginning:
+/// a start may wait long for clouds.
 pub(crate) fn run(config: NodeConfig, secret: &ProviderSecret, wishes: &Wishes, format: Format) -> Result<(), Failure> {
     if let Err(error) = keep_memory_private() {
         output::say(&format!("warning: this process's memory can be read by others of the same user: {error}"));
     }
     on_node_thread(async {
         let mut signals = Signals::listen()?;
-        let env = environment()?;
-        let created = wishes.create && create(&env, &config, secret).await?;
-        let clock = Rc::clone(&env.clock);
-        let began = clock.now();
-        let node = Node::start(env, config.clone(), secret).await.map_err(|error| Failure::told(&error))?;
-        let backend = node.backend();
-        let volumes = volumes(&*backend, wishes, created).await?;
-        let (door, inbox) =
-            AdminServer::start(&config.admin.listen.to_string(), Arc::clone(node.metrics()), AdminLimits::default())
-                .map_err(|error| Failure::told(&error))?;
-        actor::spawn(answer(inbox, backend));
-        announce(&node, &config, &door, &volumes, clock.now().since(began), format);
-        until_stopped(node, &mut signals).await
+        let started = match select(pin!(start(&config, secret, wishes, format)), pin!(signals.next())).await {
+            Either::Left((started, _)) => Some(started?),
+            Either::Right(_) => None,
+        };
+        match started {
+            Some((node, _door)) => until_stopped(node, &mut signals).await,
+            None => {
+                output::say("stopped before anything was served; the next start goes on from here");
+                Ok(())
+            }
+        }
     })?
+}
+
+/// A node that serves guests and operators.
+async fn start(
+    config: &NodeConfig,
+    secret: &ProviderSecret,
+    wishes: &Wishes,
+    format: Format,
+) -> Result<(Node, AdminServer), Failure> {
+    let env = environment()?;
+    expect_idle(&env, config).await?;
+    preflight::doors(&env, config).await?;
+    if wishes.create {
+        create(&env, config, secret).await?;
+    }
+    let clock = Rc::clone(&env.clock);
+    let began = clock.now();
+    let node = Node::start(env, config.clone(), secret).await.map_err(|error| Failure::told(&error))?;
+    // Operators first: a volume that is to be made may wait for clouds, and they can see for which.
+    let (door, inbox) =
+        AdminServer::start(&config.admin.listen.to_string(), Arc::clone(node.metrics()), AdminLimits::default())
+            .map_err(|error| Failure::told(&error))?;
+    let backend = node.backend();
+    actor::spawn(answer(inbox, Rc::clone(&backend)));
+    let volumes = volumes(&*backend, wishes, node.is_untouched()).await?;
+    announce(&node, config, &door, &volumes, clock.now().since(began), format);
+    Ok((node, door))
+}
+
+/// Refuses a directory that a running node uses: that says more than that its addresses are taken.
+pub(crate) async fn expect_idle(env: &Env, config: &NodeConfig) -> Result<(), Failure> {
+    if !files::exists(&Layout::new(&config.dir).lock()) {
+        return Ok(());
+    }
+    node::expect_idle(env, &config.dir).await.map_err(|error| Failure::told(&error))
 }
 
 /// Waits for the word to stop, or for the end of the journal, and stops.
@@ -111,23 +146,21 @@ async fn until_stopped(node: Node, signals: &mut Signals) -> Result<(), Failure>
     Err(Failure::new(what, "look at the disk and its file system, then start again: a start verifies the journal"))
 }
 
-/// Makes the cluster unless it is there; says so. True when it was made.
-async fn create(env: &Env, config: &NodeConfig, secret: &ProviderSecret) -> Result<bool, Failure> {
-    let told = |error: &dyn std::error::Error| Failure::told(error);
-    if node::is_created(env, config).await.map_err(|error| told(&error))? {
-        return Ok(false);
+/// Makes the cluster unless it is there; says so.
+async fn create(env: &Env, config: &NodeConfig, secret: &ProviderSecret) -> Result<(), Failure> {
+    if !node::is_created(env, config).await.map_err(|error| Failure::told(&error))? {
+        let cluster = node::create(env, config, secret).await.map_err(|error| Failure::told(&error))?;
+        output::say(&format!("made cluster {cluster} on {} clouds", config.clouds.len()));
     }
-    let cluster = node::create(env, config, secret).await.map_err(|error| told(&error))?;
-    output::say(&format!("made cluster {cluster} on {} clouds", config.clouds.len()));
-    Ok(true)
+    Ok(())
 }
 
-/// Sees to it that the volume asked for is there; gives all volumes.
-async fn volumes(backend: &dyn Backend, wishes: &Wishes, created: bool) -> Result<Vec<VolumeSummary>, Failure> {
+/// Sees to it that the volume asked for is there, and in an `untouched` cluster the first one; gives all volumes.
+async fn volumes(backend: &dyn Backend, wishes: &Wishes, untouched: bool) -> Result<Vec<VolumeSummary>, Failure> {
     let present = list(backend).await?;
     let (name, size) = match (&wishes.volume, &wishes.first_volume) {
         (Some(name), first) => (name, wishes.size.or_else(|| first.as_ref().map(|(_, size)| *size))),
-        (None, Some((name, size))) if created => (name, Some(wishes.size.unwrap_or(*size))),
+        (None, Some((name, size))) if untouched => (name, Some(wishes.size.unwrap_or(*size))),
         (None, _) => {
             if present.is_empty() {
                 output::say("there is no volume yet: make one with `velum volume create NAME --size SIZE`");
@@ -145,7 +178,7 @@ async fn volumes(backend: &dyn Backend, wishes: &Wishes, created: bool) -> Resul
             Some(_) | None => Ok(present),
         };
     }
-    if !created && !present.is_empty() {
+    if !present.is_empty() {
         let names: Vec<_> = present.iter().map(|volume| volume.name.as_str()).collect();
         return Err(Failure::usage(
             format!("--volume says {name}, the cluster has {}", names.join(", ")),

@@ -1,22 +1,28 @@
 //! `velum up`: everything in one process and one directory, with no config to write first.
 //!
-//! The first run makes a cluster: a root key, `node.toml`, a node and a volume. Later runs carry on with what `node.toml`
-//! says; a flag that says otherwise is refused by name, so that nobody believes to have changed something.
+//! The first run makes a cluster: a root key, `node.toml`, a node and a volume. All that can be checked is checked before the
+//! first of them is made. A run that is broken off is gone on with by the next one, which may correct its flags, until the
+//! node is there. Later runs carry on with what `node.toml` says; a flag that says otherwise is refused by name, so that
+//! nobody believes to have changed something.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use velum_node::config::{KeyConfig, Listen, NodeConfig, Size};
+use velum_node::{
+    config::{CloudConfig, KeyConfig, Listen, NodeConfig, Size},
+    env::Env,
+    node::{self, Layout},
+};
 
 use crate::{
     clouds::{self, CloudArgs},
     error::Failure,
     files,
     output::{self, Format},
-    secret,
+    preflight, secret,
     serve::{self, Wishes},
     settings::{self, CONFIG_NAME, KEYFILE_NAME, NODE_DIR_NAME},
-    volume::volume_name,
+    volume::{volume_name, volume_size},
 };
 
 /// The volume of a first run that names none.
@@ -38,10 +44,12 @@ pub(crate) struct Up {
     /// The volume to make on the first run [default: demo]
     #[arg(long, value_parser = volume_name, value_name = "NAME")]
     volume: Option<String>,
-    /// Its size [default: 1GiB]
-    #[arg(long)]
+    /// Its size, whole blocks of 4 KiB, at most 64TiB [default: 1GiB]
+    #[arg(long, value_parser = volume_size)]
     size: Option<Size>,
-    /// Where to serve volumes: HOST:PORT or unix:/PATH; once for each [default: 127.0.0.1:10809]
+    /// Where to serve volumes: HOST:PORT or unix:PATH, once for each [default: 127.0.0.1:10809]
+    ///
+    /// A relative PATH counts from DIR.
     #[arg(long, value_parser = listen, value_name = "ADDRESS")]
     nbd: Vec<Listen>,
     /// Where to answer operators [default: 127.0.0.1:9890]
@@ -55,11 +63,9 @@ pub(crate) struct Up {
 /// Runs until it is told to stop.
 pub(crate) fn run(up: &Up, format: Format) -> Result<(), Failure> {
     let dir = files::absolute(&up.dir)?;
-    let path = dir.join(CONFIG_NAME);
-    let config = if files::exists(&path) { again(up, &path)? } else { begin(up, &dir, &path)? };
-    let mut resolved = config;
+    let config = serve::on_node_thread(settle(up, &dir))??;
+    let mut resolved = config.clone();
     resolved.resolve(&dir);
-    make_keyfile(&resolved)?;
     let secret = secret::fetch(&resolved.key)?;
     let wishes = Wishes {
         create: true,
@@ -70,46 +76,89 @@ pub(crate) fn run(up: &Up, format: Format) -> Result<(), Failure> {
     serve::run(resolved, &secret, &wishes, format)
 }
 
-/// A first run: settles the settings and writes them down before anything else is made.
-fn begin(up: &Up, dir: &Path, path: &Path) -> Result<NodeConfig, Failure> {
-    let config = first(up, dir)?;
-    output::say(&format!("{} is empty: making a new cluster there", dir.display()));
-    files::create_folder(dir)?;
-    files::replace(path, settings::written("velum up", &config).as_bytes())?;
+/// The settings. For a first run, or one that did not get to its end, everything is checked before any of it is written
+/// down: so a run that is refused has changed nothing, and one that is broken off is gone on with.
+async fn settle(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
+    let env = serve::environment()?;
+    let path = dir.join(CONFIG_NAME);
+    let written = if files::exists(&path) { Some(settings::read(&path)?) } else { None };
+    let written = match written {
+        Some(config) if is_made(&env, &config, dir).await? => {
+            unchanged(up, &config, dir, &path)?;
+            return Ok(config);
+        }
+        unfinished => unfinished,
+    };
+    if written.is_some() {
+        output::say(&format!("the first run in {} did not get to its end: going on with it", dir.display()));
+    }
+    let config = first(up, dir, written)?;
+    let mut resolved = config.clone();
+    resolved.resolve(dir);
+    settings::warn(&resolved.check("the command line")?);
+    preflight::doors(&env, &resolved).await?;
+    let key = keyfile(&resolved)?;
+    let identity = Layout::new(&resolved.dir).identity();
+    let own = if files::exists(&identity) { Some(files::read(&identity)?) } else { None };
+    preflight::clouds(&env, &resolved, own.as_deref()).await?;
+    begin(&config, dir, &path)?;
+    if let Some(keyfile) = key {
+        secret::create_keyfile(&keyfile, &*env.entropy)?;
+        output::say(&format!(
+            "made the root key {} (mode 0600). Keep a copy elsewhere: without it no cloud's data can be read again",
+            keyfile.display()
+        ));
+    }
     Ok(config)
 }
 
-/// Makes the root key on first use. A node that has been made knows its key; then a missing one is a fault, found later.
-fn make_keyfile(config: &NodeConfig) -> Result<(), Failure> {
-    let Some(keyfile) = config.key.keyfile.as_deref().filter(|path| !files::exists(path)) else { return Ok(()) };
-    if !files::names(&config.dir)?.is_empty() {
+/// True when the settings' node is there and not running.
+async fn is_made(env: &Env, config: &NodeConfig, dir: &Path) -> Result<bool, Failure> {
+    let mut resolved = config.clone();
+    resolved.resolve(dir);
+    serve::expect_idle(env, &resolved).await?;
+    node::is_created(env, &resolved).await.map_err(|error| Failure::told(&error))
+}
+
+/// Writes the settings down: the first thing that is made.
+fn begin(config: &NodeConfig, dir: &Path, path: &Path) -> Result<(), Failure> {
+    if !files::exists(path) {
+        output::say(&format!("making a new cluster in {}", dir.display()));
+    }
+    files::create_folder(dir)?;
+    files::replace(path, settings::written("velum up", config).as_bytes())
+}
+
+/// The keyfile that is to be made. One that is there is looked at; one that a node knows and that is gone is not replaced.
+fn keyfile(config: &NodeConfig) -> Result<Option<PathBuf>, Failure> {
+    let Some(keyfile) = &config.key.keyfile else { return Ok(None) };
+    if files::exists(keyfile) {
+        secret::from_keyfile(keyfile)?;
+        return Ok(None);
+    }
+    if files::exists(&Layout::new(&config.dir).identity()) {
         let what =
             format!("the root key {} is gone, and the node in {} needs it", keyfile.display(), config.dir.display());
         return Err(Failure::new(what, "put the copy of it back; a new key opens nothing"));
     }
-    secret::create_keyfile(keyfile, &*serve::environment()?.entropy)?;
-    output::say(&format!(
-        "made the root key {} (mode 0600). Keep a copy elsewhere: without it no cloud's data can be read again",
-        keyfile.display()
-    ));
-    Ok(())
+    files::can_be_made(keyfile).map_err(|why| {
+        let what = format!("the root key {} cannot be made: {why}", keyfile.display());
+        Failure::new(what, "name a directory that you may write to with --dir")
+    })?;
+    Ok(Some(keyfile.clone()))
 }
 
-/// Settings of a first run, with paths that count from `dir`.
-fn first(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
-    let others: Vec<String> = files::names(dir)?.into_iter().filter(|name| name != KEYFILE_NAME).collect();
-    if !others.is_empty() {
-        let what = format!("{} is not empty, and no {CONFIG_NAME} in it says that `velum up` made it", dir.display());
-        return Err(Failure::new(what, "name a new or empty directory with --dir"));
-    }
-    let clouds = match up.clouds.clouds.as_slice() {
-        [] => clouds::local(dir)?,
-        given => clouds::named(given)?,
+/// Settings of a run that makes the cluster, with paths that count from `dir`: what an unfinished one has `written`, and what
+/// the flags say now.
+fn first(up: &Up, dir: &Path, written: Option<NodeConfig>) -> Result<NodeConfig, Failure> {
+    let mut config = match written {
+        Some(config) => config,
+        None => fresh(up, dir)?,
     };
-    let key = KeyConfig { keyfile: Some(KEYFILE_NAME.into()), ..KeyConfig::default() };
-    let mut config = NodeConfig::new(NODE_DIR_NAME.into(), clouds, key);
-    config.plain_exports = true;
-    config.few_clouds = up.few_clouds;
+    if !up.clouds.clouds.is_empty() {
+        config.clouds = given(up, dir)?;
+    }
+    config.few_clouds |= up.few_clouds;
     if !up.nbd.is_empty() {
         config.nbd.listen.clone_from(&up.nbd);
     }
@@ -119,22 +168,39 @@ fn first(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
     if let Some(memory) = up.memory {
         config.memory = memory;
     }
-    settings::warn(&config.check("the command line")?);
     Ok(config)
 }
 
-/// Settings of a later run: those of the first.
-fn again(up: &Up, path: &Path) -> Result<NodeConfig, Failure> {
-    let config = settings::read(path)?;
-    let given = match up.clouds.clouds.as_slice() {
-        [] => config.clouds.clone(),
-        given => clouds::named(given)?,
+/// Settings with every default, for a directory that is empty or new.
+fn fresh(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
+    let others: Vec<String> = files::names(dir)?.into_iter().filter(|name| name != KEYFILE_NAME).collect();
+    if !others.is_empty() {
+        let what = format!("{} is not empty, and no {CONFIG_NAME} in it says that `velum up` made it", dir.display());
+        return Err(Failure::new(what, "name a new or empty directory with --dir"));
+    }
+    let clouds = if up.clouds.clouds.is_empty() { clouds::local() } else { Vec::new() };
+    let key = KeyConfig { keyfile: Some(KEYFILE_NAME.into()), ..KeyConfig::default() };
+    let mut config = NodeConfig::new(NODE_DIR_NAME.into(), clouds, key);
+    config.plain_exports = true;
+    Ok(config)
+}
+
+/// The clouds of the command line. Those in `dir` are named by their path from there, so that it can be moved.
+fn given(up: &Up, dir: &Path) -> Result<Vec<CloudConfig>, Failure> {
+    Ok(clouds::named(&up.clouds.clouds)?.into_iter().map(|cloud| cloud.movable(dir)).collect())
+}
+
+/// Refuses, by name, flags that say otherwise than the settings of a cluster that has been made.
+fn unchanged(up: &Up, config: &NodeConfig, dir: &Path, path: &Path) -> Result<(), Failure> {
+    let places = |clouds: Vec<CloudConfig>| {
+        let mut placed = NodeConfig { clouds, ..config.clone() };
+        placed.resolve(dir);
+        placed.placed_clouds().into_iter().map(|cloud| (cloud.name, cloud.url)).collect::<Vec<_>>()
     };
-    let places = |clouds: &[velum_node::config::CloudConfig]| {
-        clouds.iter().map(|cloud| (cloud.name.clone(), cloud.url.clone())).collect::<Vec<_>>()
-    };
+    let other_clouds =
+        !up.clouds.clouds.is_empty() && places(clouds::named(&up.clouds.clouds)?) != places(config.clouds.clone());
     let contradictions = [
-        ("--cloud", places(&given) != places(&config.clouds)),
+        ("--cloud", other_clouds),
         ("--few-clouds", up.few_clouds && !config.few_clouds),
         ("--nbd", !up.nbd.is_empty() && up.nbd != config.nbd.listen),
         ("--admin", up.admin.as_ref().is_some_and(|admin| *admin != config.admin.listen)),
@@ -142,9 +208,10 @@ fn again(up: &Up, path: &Path) -> Result<NodeConfig, Failure> {
     ];
     let flags: Vec<&str> = contradictions.iter().filter(|(_, differs)| *differs).map(|(flag, _)| *flag).collect();
     if flags.is_empty() {
-        return Ok(config);
+        return Ok(());
     }
-    let what = format!("{} says otherwise than {}", flags.join(", "), path.display());
+    let verb = if flags.len() == 1 { "says" } else { "say" };
+    let what = format!("{} {verb} otherwise than {}", flags.join(", "), path.display());
     Err(Failure::usage(what, "leave the flag out to carry on as before, or edit the file while nothing runs"))
 }
 
@@ -171,39 +238,54 @@ mod tests {
     #[test]
     fn a_first_run_needs_an_empty_directory() {
         let folder = tempfile::tempdir().unwrap();
-        first(&asked(&[]), folder.path()).unwrap();
+        first(&asked(&[]), folder.path(), None).unwrap();
         files::replace(&folder.path().join(KEYFILE_NAME), b"key").unwrap();
-        first(&asked(&[]), folder.path()).unwrap();
+        first(&asked(&[]), folder.path(), None).unwrap();
         files::replace(&folder.path().join("thesis.tex"), b"years of work").unwrap();
-        let refused = first(&asked(&[]), folder.path()).unwrap_err().to_string();
+        let refused = first(&asked(&[]), folder.path(), None).unwrap_err().to_string();
         assert!(refused.contains("is not empty") && refused.contains("--dir"), "{refused}");
     }
 
     #[test]
-    fn a_first_run_lays_three_clouds_beside_the_node() {
+    fn a_first_run_lays_three_clouds_beside_the_node_and_names_them_from_there() {
         let folder = tempfile::tempdir().unwrap();
-        let config = first(&asked(&["--nbd", "unix:velum.sock"]), folder.path()).unwrap();
-        let urls: Vec<_> = config.clouds.iter().map(|cloud| cloud.url.clone()).collect();
-        assert_eq!(urls, ["a", "b", "c"].map(|name| format!("file://{}/clouds/{name}/", folder.path().display())));
+        let config = first(&asked(&["--nbd", "unix:velum.sock"]), folder.path(), None).unwrap();
+        let urls: Vec<_> = config.clouds.iter().map(|cloud| cloud.url.as_str()).collect();
+        assert_eq!(urls, ["file:clouds/a", "file:clouds/b", "file:clouds/c"]);
         assert_eq!((config.cloud_quorum(), config.plain_exports), (2, true));
         assert_eq!(config.nbd.listen, [Listen::unix("velum.sock".into())]);
+        let own = format!("file://{}/near", folder.path().display());
+        let config = first(&asked(&["--cloud", &own, "--cloud", "file:///far"]), folder.path(), None).unwrap();
+        let urls: Vec<_> = config.clouds.iter().map(|cloud| cloud.url.as_str()).collect();
+        assert_eq!(urls, ["file:near", "file:///far"]);
+    }
+
+    #[test]
+    fn an_unfinished_run_takes_what_the_flags_say_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = first(&asked(&["--admin", "127.0.0.1:9000", "--memory", "1GiB"]), folder.path(), None).unwrap();
+        let config = first(&asked(&["--admin", "127.0.0.1:9001"]), folder.path(), Some(written.clone())).unwrap();
+        assert_eq!(config, NodeConfig { admin: config.admin.clone(), ..written });
+        assert_eq!(config.admin.listen, Listen::tcp("127.0.0.1:9001"));
     }
 
     #[test]
     fn a_later_flag_that_contradicts_the_settings_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(CONFIG_NAME);
-        let config = first(&asked(&["--admin", "127.0.0.1:9000"]), folder.path()).unwrap();
-        files::replace(&path, settings::written("velum up", &config).as_bytes()).unwrap();
-        assert_eq!(again(&asked(&[]), &path).unwrap(), config);
-        assert_eq!(again(&asked(&["--admin", "127.0.0.1:9000"]), &path).unwrap(), config);
+        let config = first(&asked(&["--admin", "127.0.0.1:9000"]), folder.path(), None).unwrap();
+        let judge = |arguments: &[&str]| unchanged(&asked(arguments), &config, folder.path(), &path);
+        judge(&[]).unwrap();
+        judge(&["--admin", "127.0.0.1:9000"]).unwrap();
+        let local = ["a", "b", "c"].map(|name| format!("--cloud=file://{}/clouds/{name}", folder.path().display()));
+        judge(&local.each_ref().map(String::as_str)).unwrap();
         for (arguments, flag) in [
             (["--cloud", "memory:///"], "--cloud"),
             (["--nbd", "127.0.0.1:1"], "--nbd"),
             (["--admin", "127.0.0.1:1"], "--admin"),
             (["--memory", "1GiB"], "--memory"),
         ] {
-            let refused = again(&asked(&arguments), &path).unwrap_err().to_string();
+            let refused = judge(&arguments).unwrap_err().to_string();
             assert!(refused.starts_with(&format!("{flag} says otherwise")), "{refused}");
         }
     }

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
-use velum_node::config::Size;
-use velum_protocol::admin::{
-    Access, AclLine, ByteRange, CreateVolume, Deleted, ResizeVolume, VolumeStatus, VolumeSummary, is_name,
+use velum_node::config::{Size, SizeError};
+use velum_protocol::{
+    admin::{
+        Access, AclLine, ByteRange, CreateVolume, Deleted, ResizeVolume, VolumeStatus, VolumeSummary, is_name,
+        is_principal, is_volume_size,
+    },
+    id::{BLOCK_BYTES, REGION_BLOCKS},
 };
 
 use crate::{
@@ -27,7 +31,7 @@ pub(crate) enum Volume {
         #[arg(value_parser = volume_name)]
         name: String,
         /// Whole blocks of 4 KiB, at most 64TiB
-        #[arg(long)]
+        #[arg(long, value_parser = volume_size)]
         size: Size,
     },
     /// List the volumes
@@ -44,7 +48,7 @@ pub(crate) enum Volume {
         #[arg(value_parser = volume_name)]
         name: String,
         /// Whole blocks of 4 KiB, at most 64TiB
-        #[arg(long)]
+        #[arg(long, value_parser = volume_size)]
         size: Size,
         /// Allow a smaller size; what lies beyond it is lost
         #[arg(long)]
@@ -70,7 +74,8 @@ pub(crate) enum Volume {
         /// The volume
         #[arg(value_parser = volume_name)]
         name: String,
-        /// anonymous, uid:NUMBER or * for everyone
+        /// anonymous (guests on TCP), uid:NUMBER (a user of a unix socket) or * for everyone
+        #[arg(value_parser = principal)]
         principal: String,
         /// What it may do
         access: Grant,
@@ -83,7 +88,8 @@ pub(crate) enum Volume {
         /// The volume
         #[arg(value_parser = volume_name)]
         name: String,
-        /// anonymous, uid:NUMBER or * for everyone
+        /// anonymous (guests on TCP), uid:NUMBER (a user of a unix socket) or * for everyone
+        #[arg(value_parser = principal)]
         principal: String,
         /// Bytes START..END on bounds of 64MiB; the whole volume when not given
         #[arg(long, value_parser = byte_range)]
@@ -184,10 +190,38 @@ pub(crate) fn volume_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A volume's size, likewise.
+pub(crate) fn volume_size(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse().map_err(|error: SizeError| error.to_string())?;
+    if is_volume_size(size.bytes()) {
+        Ok(size)
+    } else {
+        Err("give a multiple of 4KiB, at least 4KiB and at most 64TiB".to_owned())
+    }
+}
+
+fn principal(text: &str) -> Result<String, String> {
+    if is_principal(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("write anonymous, uid:NUMBER, or * (in quotes) for everyone".to_owned())
+    }
+}
+
 fn byte_range(text: &str) -> Result<ByteRange, String> {
     let (start, end) = text.split_once("..").ok_or("write START..END, as in 0..64MiB")?;
     let size = |text: &str| text.parse::<Size>().map(Size::bytes).map_err(|error| error.to_string());
-    Ok(ByteRange { start: size(start)?, end: size(end)? })
+    let range = ByteRange { start: size(start)?, end: size(end)? };
+    if range.start >= range.end {
+        return Err("END must lie behind START".to_owned());
+    }
+    let region = REGION_BLOCKS * BLOCK_BYTES;
+    match [range.start, range.end].into_iter().find(|bound| !bound.is_multiple_of(region)) {
+        Some(odd) => {
+            Err(format!("{} is no multiple of 64MiB, and a line holds for whole regions", Size::from_bytes(odd)))
+        }
+        None => Ok(range),
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -277,7 +311,7 @@ mod tests {
     fn ranges_are_read_with_units() {
         assert_eq!(byte_range("0..64MiB"), Ok(ByteRange { start: 0, end: 64 << 20 }));
         assert_eq!(byte_range("64MiB..1GiB"), Ok(ByteRange { start: 64 << 20, end: 1 << 30 }));
-        for text in ["", "0", "0-64MiB", "a..b", ".."] {
+        for text in ["", "0", "0-64MiB", "a..b", "..", "64MiB..0", "64MiB..64MiB", "0..1MiB", "4KiB..64MiB"] {
             assert!(byte_range(text).is_err(), "{text}");
         }
     }

@@ -81,7 +81,7 @@ impl Judge<'_> {
         }
         let mut names = BTreeMap::new();
         let mut places: Vec<(usize, Place)> = Vec::new();
-        for (index, cloud) in config.clouds.iter().enumerate() {
+        for (index, cloud) in config.placed_clouds().iter().enumerate() {
             let key = format!("clouds[{index}]");
             if !is_name(&cloud.name) {
                 let remedy = "use 1 to 63 of a-z, 0-9, dot, dash and underscore";
@@ -192,6 +192,10 @@ impl Judge<'_> {
     }
 
     fn doors(&mut self, config: &NodeConfig) {
+        if !config.plain_exports {
+            let remedy = "set plain_exports = true, which serves each volume under its name";
+            self.warn("plain_exports", "nothing is served: volumes have no other way in than their names yet", remedy);
+        }
         let named =
             config.nbd.listen.iter().enumerate().map(|(index, listen)| (format!("nbd.listen[{index}]"), listen));
         let doors: Vec<_> = named.chain([("admin.listen".to_owned(), &config.admin.listen)]).collect();

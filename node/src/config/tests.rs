@@ -30,7 +30,8 @@ fn good_with(lines: &str) -> String {
 #[test]
 fn a_short_file_gets_the_documented_defaults() {
     let (config, warnings) = NodeConfig::parse(GOOD.as_bytes(), "node.toml").unwrap();
-    assert_eq!(warnings, []);
+    let warned: Vec<_> = warnings.iter().map(|warning| (warning.key.as_str(), warning.what.as_str())).collect();
+    assert_eq!(warned, [("plain_exports", "nothing is served: volumes have no other way in than their names yet")]);
     assert_eq!((config.node, config.cloud_quorum()), (NodeId(1), 2));
     assert_eq!((config.memory, config.dirty_bytes_max()), (Size::mib(512), 256 << 20));
     assert_eq!((config.flush.bytes, config.flush.interval), (Size::mib(8), Duration::from_secs(5)));
@@ -71,6 +72,51 @@ fn relative_paths_count_from_the_file() {
     assert_eq!(config.dir, Path::new("/srv/velum/node-1"));
     assert_eq!(config.key.keyfile.as_deref(), Some(Path::new("/srv/velum/root.key")));
     assert_eq!(config.nbd.listen, [Listen::unix("/srv/velum/velum.sock".into())]);
+}
+
+#[test]
+fn a_cloud_below_the_file_moves_with_it_and_is_written_as_it_was_given() {
+    let text = GOOD.replacen("file:///srv/a", "file:clouds/a%20b", 1);
+    let (mut config, _) = NodeConfig::parse(text.as_bytes(), "node.toml").unwrap();
+    let written = config.to_toml();
+    for base in ["/srv/velum", "/mnt/else where"] {
+        config.resolve(Path::new(base));
+        let base = base.replace(' ', "%20");
+        assert_eq!(config.placed_clouds()[0].url, format!("file://{base}/clouds/a%20b"));
+        assert_eq!(config.placed_clouds()[1..], config.clouds[1..], "other clouds are where they are");
+        assert_eq!(config.clouds[0].url, "file:clouds/a%20b");
+    }
+    assert!(written.contains("file:clouds/a%20b"));
+}
+
+#[test]
+fn only_a_directory_below_the_base_is_named_from_there() {
+    for (url, movable) in [
+        ("file:///srv/velum/clouds/a", "file:clouds/a"),
+        ("file:///srv/velum/clouds/a/", "file:clouds/a"),
+        ("file:///srv/velum", "file:///srv/velum"),
+        ("file:///srv/velum/", "file:///srv/velum/"),
+        ("file:///srv/velum-2/a", "file:///srv/velum-2/a"),
+        ("file:clouds/a", "file:clouds/a"),
+        ("s3://bucket/velum", "s3://bucket/velum"),
+    ] {
+        let cloud = CloudConfig { name: "a".into(), url: url.into(), options: BTreeMap::new() };
+        assert_eq!(cloud.movable(Path::new("/srv/velum")).url, movable);
+    }
+}
+
+#[test]
+fn one_place_under_a_relative_and_an_absolute_url_is_refused() {
+    let text = GOOD.replacen("s3://bucket/velum", "file:clouds/a", 1).replacen(
+        "options = { region = \"eu-1\", endpoint = \"https://s3.example\" }\n",
+        "",
+        1,
+    );
+    let (mut config, _) = NodeConfig::parse(text.as_bytes(), "node.toml").unwrap();
+    config.clouds[0].url = "file:///srv/velum/clouds".into();
+    config.resolve(Path::new("/srv/velum"));
+    let refused = config.check("node.toml").unwrap_err().to_string();
+    assert!(refused.contains("clouds[1].url") && refused.contains("same place as clouds[0]"), "{refused}");
 }
 
 #[test]
@@ -209,6 +255,7 @@ fn what_is_unwise_but_possible_is_a_warning() {
     let (mut config, _) = NodeConfig::parse(GOOD.as_bytes(), "node.toml").unwrap();
     config.clouds.truncate(2);
     config.few_clouds = true;
+    config.plain_exports = true;
     config.key = KeyConfig { env: Some("VELUM_ROOT_KEY".into()), ..KeyConfig::default() };
     let keys: Vec<_> = config.check("flags").unwrap().into_iter().map(|warning| warning.key).collect();
     assert_eq!(keys, ["clouds", "key.env"]);

@@ -238,6 +238,12 @@ pub async fn bootstrap(env: &Env, dir: &Path, member: Member, state: Bytes) -> R
     snapshot::replace(Rc::clone(&env.disk), dir.to_path_buf(), file).await.map_err(failed)
 }
 
+/// Whether a raft record's body is the member's own, at this place of its log.
+#[must_use]
+pub fn is_authentic(member: Member, at: Position, body: &[u8]) -> bool {
+    open_record(&member.into(), at, body).is_some()
+}
+
 impl Consensus {
     /// Starts raft from the snapshot in `dir` and the journal's raft records; `applier` takes on the snapshot and all that
     /// is committed behind it. Returns when that is done.

@@ -33,7 +33,7 @@ pub enum JournalError {
         last: Position,
     },
     /// A file system operation failed while the journal was being opened.
-    #[error("cannot {operation} {}: {source}", path.display())]
+    #[error("cannot {operation} {}: {source}; look at the disk, and at who may use it", path.display())]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -43,7 +43,7 @@ pub enum JournalError {
         source: Rc<io::Error>,
     },
     /// The directory is the journal of somebody else.
-    #[error("{} belongs to node {found_node} of cluster {found_cluster}, not to this node; nothing was changed", path.display())]
+    #[error("{} belongs to node {found_node} of cluster {found_cluster}, not to this node; nothing was changed, correct `dir` or `node` in the settings", path.display())]
     Foreign {
         /// The file that says so.
         path: PathBuf,

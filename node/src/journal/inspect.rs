@@ -2,6 +2,7 @@
 
 use std::{path::Path, rc::Rc};
 
+use bytes::Bytes;
 use velum_protocol::format::journal::{FileHeader, FileHeaders, JournalFormatError, Mark, RecordKind, Ring};
 
 use super::{
@@ -15,6 +16,8 @@ use crate::env::{Env, OpenMode};
 pub struct InspectedFile {
     /// Its header, or why it cannot be read.
     pub header: Result<FileHeader, JournalFormatError>,
+    /// The other place for a header holds neither one nor zeros: a later lap may have begun than the header says.
+    pub doubtful: bool,
     /// What is found, by offset. Whether a record is live depends on the other files and is not known here.
     pub records: Vec<InspectedRecord>,
 }
@@ -30,6 +33,8 @@ pub struct InspectedRecord {
     pub kind: Option<RecordKind>,
     /// Length of the body.
     pub body_bytes: u32,
+    /// The body, sealed by its stream's owner; empty when it does not match its checksum.
+    pub body: Bytes,
     /// What was durable when it was written.
     pub durable: Mark,
     /// For a ring record, what it says.
@@ -47,6 +52,8 @@ pub enum RecordState {
     BodyDamaged,
     /// Nothing readable, or a missing record, between this place and the next record.
     Gap,
+    /// Behind the last record, a header that does not match its checksum.
+    HeaderDamaged,
 }
 
 /// Reads one journal file.
@@ -56,24 +63,35 @@ pub enum RecordState {
 pub async fn inspect(env: &Env, path: &Path) -> Result<InspectedFile, JournalError> {
     let file = env.disk.open(path, OpenMode::Read).await.map_err(JournalError::io("open", path))?;
     let sectors = read_headers(&*env.clock, &*file).await.map_err(JournalError::io("read", path))?;
-    let header = FileHeaders::decode(&sectors).current;
-    let mut records = Vec::new();
-    let (id, lap, link) = match &header {
-        Ok((header, crc)) => (header.file, header.lap, Some(*crc)),
-        Err(_) => return Ok(InspectedFile { header: header.map(|(header, _)| header), records }),
+    let FileHeaders { current, doubtful, .. } = FileHeaders::decode(&sectors);
+    let (header, link) = match current {
+        Ok(found) => found,
+        Err(error) => return Ok(InspectedFile { header: Err(error), doubtful, records: Vec::new() }),
     };
-    let mut scanner =
-        Scanner::new(&env.clock, Rc::clone(&file), id, lap, link).map_err(JournalError::io("measure", path))?;
+    let scanner = Scanner::new(&env.clock, Rc::clone(&file), header.file, header.lap, Some(link));
+    let records = walk(scanner.map_err(JournalError::io("measure", path))?).await;
+    Ok(InspectedFile { header: Ok(header), doubtful, records })
+}
+
+/// All records of the file's lap, and the places where one should be.
+async fn walk(mut scanner: Scanner) -> Vec<InspectedRecord> {
+    let mut records = Vec::new();
     loop {
         let found = match scanner.step().await {
             Step::Record(found) => found,
             Step::Stop(flaw) => {
                 let offset = scanner.next;
+                let broken_header = scanner.broken_header().await;
                 let Some(found) = scanner.resume().await else {
-                    if let Flaw::Body(_) = flaw {
-                        records.push(flawed(offset, offset, &flaw));
+                    match (&flaw, broken_header) {
+                        (Flaw::Body(_), _) => records.push(flawed(offset, offset, &flaw)),
+                        (_, Some(at)) => {
+                            records
+                                .push(InspectedRecord { state: RecordState::HeaderDamaged, ..flawed(at, at, &flaw) });
+                        }
+                        (Flaw::NoHeader | Flaw::BrokenLink, None) => {}
                     }
-                    return Ok(InspectedFile { header: header.map(|(header, _)| header), records });
+                    return records;
                 };
                 records.push(flawed(offset, found.at().offset, &flaw));
                 found
@@ -84,6 +102,7 @@ pub async fn inspect(env: &Env, path: &Path) -> Result<InspectedFile, JournalErr
             end: found.end(),
             kind: Some(found.header.kind),
             body_bytes: found.header.body_bytes,
+            body: found.body.clone(),
             durable: found.header.durable,
             ring: (found.header.kind == RecordKind::Ring).then(|| Ring::decode(&found.body).ok()).flatten(),
             state: RecordState::Whole,
@@ -98,6 +117,7 @@ fn flawed(offset: u64, end: u64, flaw: &Flaw) -> InspectedRecord {
         end,
         kind: None,
         body_bytes: 0,
+        body: Bytes::new(),
         durable: Mark::default(),
         ring: None,
         state: RecordState::Gap,

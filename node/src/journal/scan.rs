@@ -144,6 +144,20 @@ impl Scanner {
         None
     }
 
+    /// Where the walk stopped, or at the next sector: something that begins like a record's header and does not match its
+    /// checksum.
+    pub(super) async fn broken_header(&mut self) -> Option<u64> {
+        for at in [self.next, self.next.next_multiple_of(SECTOR_BYTES)] {
+            if at + RECORD_HEADER_LEN <= self.limit {
+                let bytes = self.read(at, RECORD_HEADER_LEN).await;
+                if bytes.starts_with(&RECORD_MAGIC) && RecordHeader::decode(&bytes).is_err() {
+                    return Some(at);
+                }
+            }
+        }
+        None
+    }
+
     /// The newest lap that any record of this file is of, for a file whose header cannot be read.
     pub(super) async fn find_lap(&mut self) -> Option<u64> {
         let mut newest = None;

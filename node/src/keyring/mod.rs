@@ -34,7 +34,7 @@ pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use secret::Secret;
 pub use slot::{DERIVATION_DEFAULT, KeyError, NewCluster, create_cluster, create_cluster_with, open_cluster};
 use velum_protocol::{format::slot::ClusterKey, id::ClusterId};
-pub use volume_object::{FramePlan, OpenedRecord, SealedRecord, SealedSegment};
+pub use volume_object::{Examined, FramePlan, OpenedRecord, SealedRecord, SealedSegment};
 pub use wrap::VolumeKeys;
 
 /// The opened keys of a cluster. Cheap to clone.

@@ -45,6 +45,15 @@ pub struct SealedSegment {
     pub frames: Vec<Frame>,
 }
 
+/// A segment whose header and directory are whole.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// What the directory says, in the order of the frames.
+    pub entries: Vec<Entry>,
+    /// Each frame that does not open, and why.
+    pub faults: Vec<(Frame, ObjectFault)>,
+}
+
 /// A sealed sequence record, ready to be agreed on.
 #[derive(Clone, Debug)]
 pub struct SealedRecord {
@@ -140,11 +149,20 @@ impl KeySet {
     ///
     /// # Errors
     /// When any part is damaged, or it is another segment.
-    pub fn verify_segment(
+    pub fn verify_segment(&self, place: (Incarnation, ObjectNumber), stored: &[u8]) -> Result<Vec<Entry>, ObjectFault> {
+        let Examined { entries, faults } = self.examine_segment(place, stored)?;
+        faults.into_iter().next().map_or(Ok(entries), |(_, fault)| Err(fault))
+    }
+
+    /// Opens everything in a segment that can be opened.
+    ///
+    /// # Errors
+    /// When header or directory are damaged, so that it is not known where the frames lie, or it is another segment.
+    pub fn examine_segment(
         &self,
         (incarnation, number): (Incarnation, ObjectNumber),
         stored: &[u8],
-    ) -> Result<Vec<Entry>, ObjectFault> {
+    ) -> Result<Examined, ObjectFault> {
         let id = self.id(ObjectKind::Segment, incarnation, number.0);
         let (header, keys, _) = self.open_header(&id, stored, SEGMENT_BYTES_MAX)?;
         let outline = Outline::from_detail(&header.detail)?;
@@ -156,7 +174,7 @@ impl KeySet {
         }
         let binding = self.directory_binding(keys, &id, outline.frames, stored.len());
         let entries = segment::decode_directory(&keys.segment.open(&binding, sealed)?, outline.frames)?;
-        let mut offset = FRAMES_OFFSET;
+        let (mut offset, mut faults) = (FRAMES_OFFSET, Vec::new());
         for (place, entry) in (0_u32..).zip(&entries) {
             let frame = Frame {
                 incarnation,
@@ -170,12 +188,17 @@ impl KeySet {
             let end = index(offset) + index(entry.sealed_bytes());
             let sealed = before.get(index(offset)..end).ok_or(ObjectFault::Unfit("frame"))?;
             if tag(sealed) != entry.tag {
-                return Err(ObjectFault::Unfit("tag"));
+                faults.push((frame, ObjectFault::Unfit("tag")));
+            } else if let Err(error) = keys.block.open(&self.frame_binding(&frame), sealed) {
+                faults.push((frame, error.into()));
             }
-            keys.block.open(&self.frame_binding(&frame), sealed)?;
             offset = offset.checked_add(entry.sealed_bytes()).ok_or(ObjectFault::Unfit("frame"))?;
         }
-        if offset == outline.directory_offset { Ok(entries) } else { Err(ObjectFault::Unfit("directory")) }
+        if offset == outline.directory_offset {
+            Ok(Examined { entries, faults })
+        } else {
+            Err(ObjectFault::Unfit("directory"))
+        }
     }
 
     /// Seals a sequence record under `keys`. The caller sees to it that it is not longer than a record may be.

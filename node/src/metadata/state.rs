@@ -24,6 +24,9 @@ pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
 /// [`STATE_BYTES_MAX`] is left to everything else.
 pub const RECORD_BYTES_MAX: usize = STATE_BYTES_MAX / 4 * 3;
 
+/// The change that makes a cluster: the catalogue shows that it has no volumes.
+const CHANGE_FIRST: u64 = 1;
+
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -183,9 +186,15 @@ impl State {
             catalogue: (0, Hash::ZERO),
             catalogue_record: Bytes::new(),
             catalogue_shown: 0,
-            catalogue_wanted: 1,
+            catalogue_wanted: CHANGE_FIRST,
             answered: VecDeque::new(),
         }
+    }
+
+    /// True while nothing has ever been asked of the cluster: no volume was made, not even one that is gone again.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.volumes.is_empty() && self.incarnation == Incarnation(1) && self.catalogue_wanted == CHANGE_FIRST
     }
 
     /// The volume of a name, if it is not deleted.

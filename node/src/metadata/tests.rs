@@ -20,6 +20,21 @@ use super::{
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
 
+/// `velum up` makes the first volume of a cluster that was never asked for one, and no other.
+#[test]
+fn only_a_cluster_that_never_had_a_volume_is_untouched() {
+    let mut bench = Bench::new();
+    let fresh = State::new(ClusterId([1; 16]), Vec::new(), 2);
+    assert!(fresh.is_untouched() && !bench.state.is_untouched());
+    assert!(!State { incarnation: Incarnation(2), ..fresh.clone() }.is_untouched(), "a recovered cluster had a life");
+    bench.run(Command::DeleteVolume { volume: VOLUME }).unwrap();
+    bench.run(Command::ForgetVolume { volume: VOLUME }).unwrap();
+    assert!(bench.state.volumes.is_empty() && !bench.state.is_untouched());
+    let mut refused = Bench { state: fresh, requests: 0 };
+    refused.run(create("Demo", 1 << 30)).unwrap_err();
+    assert!(refused.state.is_untouched(), "what was refused was not made");
+}
+
 struct Bench {
     state: State,
     requests: u8,

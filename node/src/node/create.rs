@@ -129,7 +129,8 @@ pub(super) async fn read_keys(
 
 /// Claims every cloud that answers; a quorum must, and none may be another cluster's.
 async fn claim_clouds(env: &Env, config: &NodeConfig, identity: &Identity) -> Result<(), StartError> {
-    let claims = config.clouds.iter().map(|cloud| async move {
+    let clouds = config.placed_clouds();
+    let claims = clouds.iter().map(|cloud| async move {
         let store = env.clouds.open(&cloud.url, &cloud.options)?;
         Guard::new(store, identity.clone(), true).look().await
     });

@@ -48,11 +48,13 @@ impl OpenVolumes {
 pub(super) struct NodeExports {
     pub(super) metadata: Metadata,
     pub(super) open: Rc<OpenVolumes>,
+    /// Whether a volume's name is an export name.
+    pub(super) plain: bool,
 }
 
 impl NodeExports {
     fn is_open(&self, id: VolumeId, volume: &VolumeState) -> bool {
-        !volume.deleted && self.open.get(id).is_some()
+        self.plain && !volume.deleted && self.open.get(id).is_some()
     }
 }
 
@@ -70,7 +72,7 @@ impl Exports for NodeExports {
 
     fn find(&self, name: &str, principal: &Principal) -> Option<Export> {
         let state = self.metadata.state();
-        let (id, volume) = state.volume_named(name)?;
+        let (id, volume) = state.volume_named(name).filter(|_| self.plain)?;
         let door = Rc::clone(&self.open.get(id)?.door);
         Some(Export { volume: id, name: name.to_owned(), right: widest_right(&volume.acl, &principal.0), door })
     }

@@ -8,12 +8,13 @@ use velum_protocol::{
         Request, ResizeVolume, Response, Version,
     },
     format::metadata::{AclEntry, Command, Right},
-    id::{BLOCK_BYTES, BlockIndex, KeyEpoch, VolumeId},
+    id::{BLOCK_BYTES, BlockIndex, KeyEpoch, REGION_BLOCKS, VolumeId},
 };
 
 use super::{Assembly, exports::OpenVolume, opening::Found, resync::ResyncError, views};
 use crate::{
     cloud::CloudError,
+    config::Size,
     env::Local,
     metadata::{Answer, MetadataError, Rejection},
     server::admin::Backend,
@@ -220,10 +221,31 @@ impl Assembly {
         Ok(Response::Acl(lines))
     }
 
+    /// A new line's range lies in the volume: one beyond its end says something else than its author believes. A line that
+    /// is there already may be changed, also when the volume has become smaller since.
+    fn expect_inside(&self, name: &str, volume: VolumeId, entry: &AclEntry) -> Result<(), Problem> {
+        let Some((first, end)) = entry.range else { return Ok(()) };
+        let (size_bytes, is_known) = self.metadata.with(|state| {
+            let Some(volume) = state.volumes.get(&volume) else { return (0, false) };
+            let same = |known: &AclEntry| known.principal == entry.principal && known.range == entry.range;
+            (volume.size_bytes, volume.acl.iter().any(same))
+        });
+        let regions_end = size_bytes.next_multiple_of(REGION_BLOCKS * BLOCK_BYTES);
+        if is_known || end.0.saturating_mul(BLOCK_BYTES) <= regions_end {
+            return Ok(());
+        }
+        let (first, end) = (Size::from_bytes(first.0 * BLOCK_BYTES), Size::from_bytes(end.0 * BLOCK_BYTES));
+        let (size, last) = (Size::from_bytes(size_bytes), Size::from_bytes(regions_end));
+        let detail = format!("the range {first}..{end} reaches beyond volume `{name}`, which has {size}");
+        Err(Problem::new(ProblemKind::Invalid, detail, format!("its last region ends at {last}")))
+    }
+
     /// In force on every gate when it is answered.
     async fn set_acl(&self, name: &str, line: AclLine) -> Result<Response, Problem> {
         let volume = self.named(name)?;
-        self.propose(Command::SetAcl { volume, entry: entry_of(&line)? }).await?;
+        let entry = entry_of(&line)?;
+        self.expect_inside(name, volume, &entry)?;
+        self.propose(Command::SetAcl { volume, entry }).await?;
         let acl = self
             .metadata
             .with(|state| state.volumes.get(&volume).map(|volume| (volume.acl.clone(), volume.acl_version)));

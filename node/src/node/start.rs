@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::{Either, select};
-use velum_protocol::{id::VolumeId, version::LeadError};
+use velum_protocol::{format::metadata::CloudName, id::VolumeId, version::LeadError};
 
 use super::{
     Assembly, Node,
@@ -49,7 +49,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A file or directory of the node's own.
-    #[error("{}: {error}", .path.display())]
+    #[error("{}: {error}; look at who owns it and at the space there", .path.display())]
     Disk {
         /// Which.
         path: PathBuf,
@@ -66,10 +66,10 @@ pub enum StartError {
     #[error("{}: there is no node here; `velum up` makes one, `velum recover` brings one back from its clouds", .0.display())]
     NotCreated(PathBuf),
     /// The keys do not open.
-    #[error("the keys of this node do not open: {0}")]
+    #[error("the keys of this node do not open: {0}; give the root key that the cluster was made with")]
     Key(#[from] KeyError),
     /// A cloud does not do for this cluster.
-    #[error("cloud {name}: {error}")]
+    #[error("cloud {name}: {error}; look at its URL, its options and the provider's environment variables")]
     Cloud {
         /// The operator's name for it.
         name: String,
@@ -110,7 +110,7 @@ pub enum StartError {
         rejection: Rejection,
     },
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address}: {error}; free the address or set another nbd.listen")]
     Listen {
         /// Which.
         address: String,
@@ -130,6 +130,14 @@ pub(super) async fn lock(env: &Env, layout: &Layout) -> Result<Box<dyn std::any:
         io::ErrorKind::WouldBlock => StartError::InUse(layout.dir().to_owned()),
         _ => StartError::disk(&layout.lock(), error),
     })
+}
+
+/// Looks whether no process uses a node's directory.
+///
+/// # Errors
+/// When one does, or the directory cannot be used.
+pub async fn expect_idle(env: &Env, dir: &Path) -> Result<(), StartError> {
+    lock(env, &Layout::new(dir)).await.map(drop)
 }
 
 impl Node {
@@ -211,7 +219,8 @@ async fn assemble(
 ) -> Result<Rc<Assembly>, StartError> {
     let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
     let quorum = metadata.with(|state| usize::try_from(state.quorum).unwrap_or(usize::MAX));
-    let clouds = CloudSet::open(&env, &config.clouds, quorum, (&identity, &used_clouds(&metadata)), &metrics)?;
+    let used = used_clouds(&config, &metadata);
+    let clouds = CloudSet::open(&env, &config.placed_clouds(), quorum, (&identity, &used), &metrics)?;
     let fetcher = Fetcher::new(&env, &clouds, keyring.clone());
     let disk_cache = DiskCache::open(
         &env,
@@ -306,7 +315,11 @@ impl Assembly {
     }
 
     async fn open_doors(self: &Rc<Self>) -> Result<(), StartError> {
-        let exports = NodeExports { metadata: self.metadata.clone(), open: Rc::clone(&self.open) };
+        let plain = self.config.plain_exports;
+        if !plain {
+            tracing::warn!("plain_exports is false, so no volume is served under its name: every guest is turned away");
+        }
+        let exports = NodeExports { metadata: self.metadata.clone(), open: Rc::clone(&self.open), plain };
         let gate = Rc::new(Gate::new(Rc::new(exports), Rc::clone(&self.audit)));
         for listen in &self.config.nbd.listen {
             let around = Surroundings {
@@ -323,15 +336,16 @@ impl Assembly {
 }
 
 /// URLs of the clouds that have taken something of this cluster: those must hold its identity.
-fn used_clouds(metadata: &Metadata) -> BTreeSet<String> {
+fn used_clouds(config: &NodeConfig, metadata: &Metadata) -> BTreeSet<String> {
     metadata.with(|state| {
-        let used = |name| {
+        let used = |name: &CloudName| {
             state.volumes.values().any(|volume| {
                 volume.cursors.get(name).is_some_and(|seq| seq.0 > 0)
                     || volume.checkpoint_cursors.get(name).is_some_and(|number| *number > 0)
             })
         };
-        state.clouds.iter().filter(|cloud| used(&cloud.name)).map(|cloud| cloud.url.clone()).collect()
+        let clouds = config.placed_clouds().into_iter();
+        clouds.filter(|cloud| used(&CloudName(cloud.name.clone()))).map(|cloud| cloud.url).collect()
     })
 }
 

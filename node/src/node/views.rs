@@ -81,17 +81,18 @@ pub(super) fn lag(volume: &VolumeState, cloud: &CloudName) -> CloudLag {
 
 pub(super) fn clouds(node: &Assembly) -> Vec<CloudStatus> {
     node.metadata.with(|state| {
-        let known = node.clouds.clouds.iter().zip(&state.clouds);
+        let places = node.config.placed_clouds().into_iter().map(|cloud| cloud.url);
+        let known = node.clouds.clouds.iter().zip(&state.clouds).zip(places);
         known
-            .map(|(cloud, entry)| {
+            .map(|((cloud, entry), url)| {
                 let lags =
                     || state.volumes.values().filter(|volume| !volume.deleted).map(|volume| lag(volume, &entry.name));
                 let health = cloud.health();
                 CloudStatus {
                     name: entry.name.0.clone(),
-                    url: entry.url.clone(),
                     state: state_of(health.state),
-                    in_memory: config::is_in_memory(&entry.url),
+                    in_memory: config::is_in_memory(&url),
+                    url,
                     last_error: health.last_error.map(|(_, error)| error),
                     read_seconds: health.read_time.map(|time| time.as_secs_f64()),
                     write_seconds: health.write_time.map(|time| time.as_secs_f64()),

@@ -1,6 +1,7 @@
 //! Rules of the house that no compiler checks: layers, who may name which crate, words, shape, and that what documents,
 //! dashboards and alerts speak of exists. Each rule says in its failure what to change.
 
+mod alerts;
 mod crates;
 mod documents;
 mod layers;

@@ -33,7 +33,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use velum_protocol::{
-    format::metadata::CloudName,
+    format::{catalogue::Catalogue, metadata::CloudName},
     id::{Hash, Incarnation},
 };
 
@@ -109,10 +109,12 @@ pub struct Recovered {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RecoverError {
     /// A URL or option that is not understood.
-    #[error("cloud {0} cannot be opened: {1}")]
+    #[error("cloud {0} cannot be opened: {1}; correct its URL, or leave it out and say `--accept-missing {0}`")]
     Open(String, String),
     /// Not one cloud has an identity object and slots that the secret opens.
-    #[error("no cloud holds a cluster that this key opens: {0}")]
+    #[error(
+        "no cloud holds a cluster that this key opens: {0}; check the URLs, and that it is this cluster's root key"
+    )]
     NoCluster(String),
     /// The clouds belong to different clusters that the same secret opens.
     #[error("clouds {0} and {1} hold different clusters; recover from the clouds of one cluster only")]
@@ -239,6 +241,22 @@ pub async fn recover(env: &Env, plan: &Plan, progress: &dyn Fn(&str)) -> Result<
     Ok(Recovered { identity, keyring, state, report })
 }
 
+/// The keys of a cluster and the newest record of which volumes it has, for tools that look at single objects. Changes
+/// nothing.
+///
+/// # Errors
+/// When no cloud has a cluster that the secret opens, or none its catalogue.
+pub async fn catalogue(
+    env: &Env,
+    clouds: &[CloudAt],
+    secret: &ProviderSecret,
+) -> Result<(Keyring, Catalogue), RecoverError> {
+    let sources = Sources::open(env, clouds)?;
+    let (keyring, _) = keys::find(&sources, secret).await?;
+    let history = lives::find(&sources, &keyring).await?;
+    Ok((keyring, history.catalogue))
+}
+
 /// What is known of a cluster's lives before its volumes are looked at.
 struct History {
     /// The last life that was claimed.
@@ -246,7 +264,7 @@ struct History {
     /// Claims by incarnation; the first life has none.
     claims: BTreeMap<Incarnation, velum_protocol::format::claim::Claim>,
     /// The newest catalogue record.
-    catalogue: velum_protocol::format::catalogue::Catalogue,
+    catalogue: Catalogue,
     /// The chain hash at it.
     hash: Hash,
 }

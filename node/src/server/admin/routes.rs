@@ -144,10 +144,16 @@ fn acl(name: &str, headers: &HeaderMap, body: &[u8]) -> Result<Request, Problem>
         return Err(Problem::new(ProblemKind::Invalid, "there is no such kind of principal", remedy));
     }
     if let Some(ByteRange { start, end }) = line.range {
-        let whole_regions = start.is_multiple_of(REGION_BYTES) && end.is_multiple_of(REGION_BYTES);
-        if start >= end || end > VOLUME_BYTES_MAX || !whole_regions {
-            let remedy = "give a start before the end, both on bounds of 64 MiB";
-            return Err(Problem::new(ProblemKind::Invalid, "the range is not one of whole regions", remedy));
+        let invalid = |detail: String, remedy| Err(Problem::new(ProblemKind::Invalid, detail, remedy));
+        if start >= end {
+            return invalid(format!("the range {start}..{end} does not end behind its start"), "give START before END");
+        }
+        if let Some(odd) = [start, end].into_iter().find(|bound| !bound.is_multiple_of(REGION_BYTES)) {
+            let remedy = "ACL lines hold for whole regions: use multiples of 64MiB";
+            return invalid(format!("{odd} is not a bound of a region"), remedy);
+        }
+        if end > VOLUME_BYTES_MAX {
+            return invalid(format!("{end} lies beyond the end of any volume"), "end the range at 64TiB or before");
         }
     }
     Ok(Request::SetAcl { name, line })

@@ -31,9 +31,10 @@ use super::{
     transmission::{Cut, Effect, Over, Transmission},
 };
 use crate::{
+    audit::Throttle,
     env::{Clock, Instant, Local, Stream},
     limits::{HANDSHAKE_REPLY_BYTES_MAX, HANDSHAKE_TIME_MAX, SESSION_STALL_MAX},
-    metrics::{Metrics, RefusedInput},
+    metrics::{GuestOutcome, Metrics, RefusedInput},
     server::{
         gate::{Export, Gate},
         session::{Mailbox, Ticket},
@@ -207,6 +208,7 @@ async fn transmit(
         replies: Vec::new(),
         counted_in_flight: 0,
         stall: None,
+        throttle: Throttle::default(),
     };
     let end = pump.run().await;
     pump.count_in_flight(0);
@@ -229,6 +231,8 @@ struct Pump<'a> {
     counted_in_flight: usize,
     /// Armed while the guest takes no bytes.
     stall: Option<Local<()>>,
+    /// Of lines about failed requests.
+    throttle: Throttle,
 }
 
 impl Pump<'_> {
@@ -301,6 +305,12 @@ impl Pump<'_> {
         let nbd = &self.around.metrics.nbd;
         nbd.requests.of(over.kind).of(over.outcome).inc();
         nbd.seconds.of(over.kind).observe(now.since(over.since).as_secs_f64());
+        if over.outcome == GuestOutcome::Failed
+            && let Some(held_back) = self.throttle.admit(now)
+        {
+            let (volume, principal) = (self.export.volume, &*self.principal.0);
+            tracing::error!(%volume, principal, request = ?over.kind, held_back, "a guest's request failed");
+        }
         match over.kind {
             crate::metrics::GuestRequest::Read => nbd.read_bytes.inc_by(u64::from(over.bytes)),
             crate::metrics::GuestRequest::Write => nbd.written_bytes.inc_by(u64::from(over.bytes)),
