@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use velum_node::{
-    array::recover::{self, Plan, Recovered, Report, Verify},
+    array::recover::{self, Plan, RecoverError, Recovered, Report, Standing, Verify},
     config::{KeyConfig, NodeConfig},
     env::Env,
     node,
@@ -80,17 +80,9 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
             Depth::Full => Verify::Full,
         },
     };
-    // Before anything is claimed in the clouds: a claim fences a node that may still live.
-    files::create_folder(&dir)?;
-    let report = serve::on_node_thread(async {
-        let env = serve::environment()?;
-        let spinner = output::spinner("recovering");
-        let found = recover::recover(&env, &plan, &|step| spinner.set_message(step.to_owned())).await;
-        spinner.finish_and_clear();
-        let found = found.map_err(|error| Failure::told(&error))?;
-        adopt(&env, &dir, &config, &resolved, &found).await?;
-        Ok::<_, Failure>(found.report)
-    })??;
+    let folders = resolved.clouds.iter().filter_map(clouds::folder).chain([dir.clone()]);
+    let missing: Vec<PathBuf> = folders.flat_map(|folder| files::missing_folders(&folder)).collect();
+    let report = bring_back(&dir, &config, &resolved, &plan).inspect_err(|_| files::remove_empty(&missing))?;
     output::print(format, &report);
     output::say(&format!("serve it with `velum up --dir {}`", recover.dir.display()));
     let lost: usize = report.volumes.iter().map(|volume| volume.lost.len()).sum();
@@ -99,6 +91,29 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
         return Err(Failure::new(what, "bring back a cloud that holds them, and recover into another directory"));
     }
     Ok(())
+}
+
+/// Recovers and writes what was found to the new directory.
+fn bring_back(dir: &Path, config: &NodeConfig, resolved: &NodeConfig, plan: &Plan) -> Result<Report, Failure> {
+    // Before anything is claimed in the clouds: a claim fences a node that may still live.
+    files::create_folder(dir)?;
+    serve::on_node_thread(async {
+        let env = serve::environment()?;
+        let spinner = output::spinner("recovering");
+        let found = recover::recover(&env, plan, &|step| spinner.set_message(step.to_owned())).await;
+        spinner.finish_and_clear();
+        let found = found.map_err(|error| refusal(&error))?;
+        adopt(&env, dir, config, resolved, &found).await?;
+        Ok(found.report)
+    })?
+}
+
+/// Why a recovery was refused; what the command line got wrong is told apart.
+fn refusal(error: &RecoverError) -> Failure {
+    match error {
+        RecoverError::NotListed { .. } => Failure::usage(error.to_string(), "leave it out, or name one of these"),
+        _ => Failure::told(error),
+    }
 }
 
 /// Writes the recovered node and its settings.
@@ -132,6 +147,7 @@ fn config(recover: &Recover, dir: &Path) -> Result<NodeConfig, Failure> {
         output::say("the recovered node has fewer than three clouds, few_clouds = true stands in its settings");
     }
     settings::warn(&config.check("the command line")?);
+    clouds::expect_apart(&config.clouds)?;
     Ok(config)
 }
 
@@ -151,16 +167,20 @@ impl Table for Report {
         }
         for cloud in &self.clouds {
             let sum = |counts: &std::collections::BTreeMap<&'static str, u64>| counts.values().sum::<u64>();
-            let found = match (&cloud.refused, cloud.answered) {
-                (Some(why), _) => format!("not used: {why}"),
-                (None, false) => "did not answer".to_owned(),
-                (None, true) => {
-                    let (authentic, corrupt, missing) =
-                        (sum(&cloud.authentic), sum(&cloud.corrupt), sum(&cloud.missing));
-                    format!("{authentic} objects authentic, {corrupt} corrupt, {missing} missing")
-                }
+            let (authentic, corrupt, missing) = (sum(&cloud.authentic), sum(&cloud.corrupt), sum(&cloud.missing));
+            let objects = format!("{authentic} objects authentic, {corrupt} corrupt, {missing} missing");
+            let found = match cloud.standing {
+                Standing::Good => objects,
+                Standing::Damaged => format!("counted as holding nothing: {}; {objects}", cloud.why),
+                Standing::Empty | Standing::Foreign => format!("counted as holding nothing: {}", cloud.why),
+                Standing::Silent | Standing::Absent => format!("missing: {}", cloud.why),
             };
             rows.push(vec![format!("cloud {}", cloud.name), found]);
+            if cloud.mended + cloud.unmended > 0 {
+                let mended = format!("{} of {} damaged objects replaced", cloud.mended, cloud.mended + cloud.unmended);
+                rows.push(row(&["  mended", &mended]));
+            }
+            rows.push(row(&["  follows", cloud.follows]));
             rows.extend(cloud.details.iter().map(|detail| row(&["  fault", detail])));
         }
         rows
