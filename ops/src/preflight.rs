@@ -3,18 +3,17 @@
 //! A first run that cannot succeed ends here, with everything as it was: nothing in the directory, nothing in any cloud.
 //! Each check reports all that it finds, not the first fault alone.
 
-use std::{fmt::Write, net::TcpListener, path::PathBuf, rc::Rc, time::Duration};
+use std::{fmt::Write, net::TcpListener, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{Either, join_all, select};
-use url::Url;
 use velum_node::{
     config::{CloudConfig, NodeConfig},
     env::{CloudStore, CloudStoreError, Env, network::Address},
     keyring::IDENTITY_NAME,
 };
 
-use crate::{error::Failure, files, output};
+use crate::{clouds, error::Failure, files, output};
 
 /// An identity object has some tens of bytes.
 const IDENTITY_BYTES_MAX: u64 = 64 << 10;
@@ -50,7 +49,7 @@ pub(crate) async fn doors(env: &Env, config: &NodeConfig) -> Result<(), Failure>
 
 /// Whether a new cluster can be made in these clouds: each answers, none is another cluster's, each takes an object and gives
 /// it back, and no two are the same place. `own` is the identity that an unfinished first run has left on disk.
-pub(crate) async fn clouds(env: &Env, config: &NodeConfig, own: Option<&[u8]>) -> Result<(), Failure> {
+pub(crate) async fn places(env: &Env, config: &NodeConfig, own: Option<&[u8]>) -> Result<(), Failure> {
     let mut faults = Vec::new();
     let mut stores: Vec<(CloudConfig, Rc<dyn CloudStore>)> = Vec::new();
     for cloud in config.placed_clouds() {
@@ -76,7 +75,7 @@ fn refuse(faults: Vec<String>) -> Result<(), Failure> {
 
 /// The store; none for a directory that is yet to be made.
 fn open(env: &Env, cloud: &CloudConfig) -> Result<Option<Rc<dyn CloudStore>>, String> {
-    if let Some(folder) = local_folder(&cloud.url).filter(|folder| !files::exists(folder)) {
+    if let Some(folder) = clouds::folder(cloud).filter(|folder| !files::exists(folder)) {
         return match files::can_be_made(&folder) {
             Ok(()) => Ok(None),
             Err(why) => Err(format!("cloud {} ({}): the directory cannot be made: {why}", cloud.name, cloud.url)),
@@ -84,11 +83,6 @@ fn open(env: &Env, cloud: &CloudConfig) -> Result<Option<Rc<dyn CloudStore>>, St
     }
     let store = env.clouds.open(&cloud.url, &cloud.options);
     store.map(Some).map_err(|error| format!("cloud {} ({}): {error}", cloud.name, cloud.url))
-}
-
-fn local_folder(url: &str) -> Option<PathBuf> {
-    let url = Url::parse(url).ok().filter(|url| url.scheme() == "file")?;
-    url.to_file_path().ok()
 }
 
 /// Looks whose a cloud is.

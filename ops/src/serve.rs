@@ -18,7 +18,7 @@ use velum_node::{
     },
     keyring::ProviderSecret,
     node::{self, Layout, Node},
-    server::admin::{AdminLimits, AdminServer, Backend, answer},
+    server::admin::{AdminLimits, AdminListener, AdminServer, Backend, answer},
 };
 use velum_protocol::admin::{Access, AclLine, CreateVolume, Durability, Request, Response, VolumeSummary};
 
@@ -102,6 +102,7 @@ async fn start(
     let env = environment()?;
     expect_idle(&env, config).await?;
     preflight::doors(&env, config).await?;
+    let listener = AdminListener::bind(&config.admin.listen.to_string()).map_err(|error| Failure::told(&error))?;
     if wishes.create {
         create(&env, config, secret).await?;
     }
@@ -109,9 +110,8 @@ async fn start(
     let began = clock.now();
     let node = Node::start(env, config.clone(), secret).await.map_err(|error| Failure::told(&error))?;
     // Operators first: a volume that is to be made may wait for clouds, and they can see for which.
-    let (door, inbox) =
-        AdminServer::start(&config.admin.listen.to_string(), Arc::clone(node.metrics()), AdminLimits::default())
-            .map_err(|error| Failure::told(&error))?;
+    let (door, inbox) = AdminServer::start(listener, Arc::clone(node.metrics()), AdminLimits::default())
+        .map_err(|error| Failure::told(&error))?;
     let backend = node.backend();
     actor::spawn(answer(inbox, Rc::clone(&backend)));
     let volumes = volumes(&*backend, wishes, node.is_untouched()).await?;

@@ -100,7 +100,7 @@ async fn settle(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
     let key = keyfile(&resolved)?;
     let identity = Layout::new(&resolved.dir).identity();
     let own = if files::exists(&identity) { Some(files::read(&identity)?) } else { None };
-    preflight::clouds(&env, &resolved, own.as_deref()).await?;
+    preflight::places(&env, &resolved, own.as_deref()).await?;
     begin(&config, dir, &path)?;
     if let Some(keyfile) = key {
         secret::create_keyfile(&keyfile, &*env.entropy)?;

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     rc::Rc,
     time::Duration,
 };
@@ -22,7 +22,10 @@ use super::{
         machine as flush,
         shell::{Demands, FlushShell},
     },
-    reclaim::{machine as reclaim, shell::ReclaimShell},
+    reclaim::{
+        machine as reclaim,
+        shell::{Older, ReclaimShell},
+    },
     sequence::{machine as sequence, shell::SequenceShell},
 };
 use crate::{
@@ -78,8 +81,7 @@ struct Wiring {
     checkpoint: OnceCell<Handle<checkpoint::Input>>,
     windows: RefCell<Vec<flush::Phase>>,
     fenced: Cell<bool>,
-    /// Clouds that were rid of what earlier lives left there.
-    settled: Rc<RefCell<BTreeSet<CloudName>>>,
+    older: Rc<Older>,
 }
 
 /// See the module. Lives as long as the `LocalSet` it was started on; dropping this handle stops nothing.
@@ -116,7 +118,7 @@ impl VolumeArray {
                 checkpoint: OnceCell::new(),
                 windows: RefCell::default(),
                 fenced: Cell::new(false),
-                settled: Rc::default(),
+                older: Rc::default(),
             }),
         };
         own.start_checkpoints(&state);
@@ -156,7 +158,7 @@ impl VolumeArray {
 
     /// Brings everything to a cloud again in which nothing is believed to be any more, and nothing is under way.
     pub fn start_over(&self, cloud: &CloudName) {
-        self.wiring.settled.borrow_mut().remove(cloud);
+        self.wiring.older.forget(cloud);
         self.checkpoint_handle().call(checkpoint::Input::StartOver { cloud: cloud.clone() });
         self.sequence_handle().call(sequence::Input::StartOver { cloud: cloud.clone() });
     }
@@ -244,7 +246,7 @@ impl VolumeArray {
         let machine = reclaim::Machine::new(self.context.array.settings.reclaim_grace);
         let own = self.clone();
         let ask_checkpoint = Rc::new(move || own.checkpoint_handle().call(checkpoint::Input::Demanded));
-        let shell = ReclaimShell::new(self.context.clone(), ask_checkpoint, Rc::clone(&self.wiring.settled));
+        let shell = ReclaimShell::new(self.context.clone(), ask_checkpoint, Rc::clone(&self.wiring.older));
         let handle = actor::start(Rc::clone(&self.context.array.env.clock), machine, shell);
         handle.call(reclaim::Input::Tick);
     }

@@ -47,7 +47,7 @@ pub(crate) struct ReclaimShell {
 
 /// What this process knows of what earlier lives left.
 #[derive(Default)]
-struct Older {
+pub(crate) struct Older {
     /// Clouds that were rid of their records and roots.
     settled: RefCell<BTreeSet<CloudName>>,
     /// What must stay of the rest, once it was looked for.
@@ -56,13 +56,17 @@ struct Older {
     progress: RefCell<BTreeMap<CloudName, Progress>>,
 }
 
+impl Older {
+    /// A cloud begins anew: what it holds is not known any more.
+    pub(crate) fn forget(&self, cloud: &CloudName) {
+        self.settled.borrow_mut().remove(cloud);
+        self.progress.borrow_mut().remove(cloud);
+    }
+}
+
 impl ReclaimShell {
-    pub(crate) fn new(
-        context: VolumeContext,
-        ask_checkpoint: AskCheckpoint,
-        settled: Rc<RefCell<BTreeSet<CloudName>>>,
-    ) -> Self {
-        Self { context, ask_checkpoint, settled, older: Rc::default() }
+    pub(crate) fn new(context: VolumeContext, ask_checkpoint: AskCheckpoint, older: Rc<Older>) -> Self {
+        Self { context, ask_checkpoint, older }
     }
 
     fn survey(&self) -> Survey {
