@@ -81,6 +81,9 @@ pub struct NodeConfig {
     /// When unreferenced objects are deleted.
     #[serde(default)]
     pub reclaim: ReclaimConfig,
+    /// When live blocks are moved out of mostly dead segments.
+    #[serde(default)]
+    pub compact: CompactConfig,
 }
 
 /// One configured bucket at one provider.
@@ -183,6 +186,14 @@ pub struct ReclaimConfig {
     pub grace: Duration,
 }
 
+/// When live blocks are moved out of mostly dead segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompactConfig {
+    /// Percent of the bytes of a volume's segments that must be live; with fewer they are compacted. `0` never does.
+    pub live_percent: u8,
+}
+
 impl Default for NbdConfig {
     fn default() -> Self {
         Self { listen: vec![Listen::tcp("127.0.0.1:10809")] }
@@ -225,6 +236,12 @@ impl Default for ReclaimConfig {
     }
 }
 
+impl Default for CompactConfig {
+    fn default() -> Self {
+        Self { live_percent: 50 }
+    }
+}
+
 fn default_node() -> NodeId {
     NodeId(1)
 }
@@ -255,6 +272,7 @@ impl NodeConfig {
             cache: CacheConfig::default(),
             checkpoint: CheckpointConfig::default(),
             reclaim: ReclaimConfig::default(),
+            compact: CompactConfig::default(),
         }
     }
 
