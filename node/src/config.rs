@@ -84,6 +84,9 @@ pub struct NodeConfig {
     /// When unreferenced objects are deleted.
     #[serde(default)]
     pub reclaim: ReclaimConfig,
+    /// When live blocks are moved out of mostly dead segments.
+    #[serde(default)]
+    pub compact: CompactConfig,
     /// The folder that relative paths count from; empty before [`NodeConfig::resolve`].
     #[serde(skip)]
     pub base: PathBuf,
@@ -190,6 +193,14 @@ pub struct ReclaimConfig {
     pub grace: Duration,
 }
 
+/// When live blocks are moved out of mostly dead segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompactConfig {
+    /// Percent of the bytes of a volume's segments that must be live; with fewer they are compacted. `0` never does.
+    pub live_percent: u8,
+}
+
 impl CloudConfig {
     /// The URL with a path from the root, for a `file:` URL whose path counts from `base`.
     fn placed(&self, base: &Path) -> String {
@@ -254,6 +265,12 @@ impl Default for ReclaimConfig {
     }
 }
 
+impl Default for CompactConfig {
+    fn default() -> Self {
+        Self { live_percent: 50 }
+    }
+}
+
 fn default_node() -> NodeId {
     NodeId(1)
 }
@@ -284,6 +301,7 @@ impl NodeConfig {
             cache: CacheConfig::default(),
             checkpoint: CheckpointConfig::default(),
             reclaim: ReclaimConfig::default(),
+            compact: CompactConfig::default(),
             base: PathBuf::new(),
         }
     }

@@ -91,6 +91,10 @@ pub struct VolumeMetrics {
     pub head_seq: IntGauge,
     /// `velum_volume_durable_seq`
     pub durable_seq: IntGauge,
+    /// `velum_volume_stored_bytes`
+    pub stored_bytes: IntGauge,
+    /// `velum_volume_live_bytes`
+    pub live_bytes: IntGauge,
 }
 
 /// The write-ahead log.
@@ -182,6 +186,19 @@ pub struct UpkeepMetrics {
     pub condemned: IntGauge,
 }
 
+/// Compaction.
+#[derive(Clone, Debug)]
+pub struct CompactMetrics {
+    /// `velum_compact_steps_total`
+    pub steps: By<WorkOutcome, IntCounter>,
+    /// `velum_compact_read_bytes_total`
+    pub read_bytes: IntCounter,
+    /// `velum_compact_moved_bytes_total`
+    pub moved_bytes: IntCounter,
+    /// `velum_compact_stored_bytes_total`
+    pub stored_bytes: IntCounter,
+}
+
 /// One cloud.
 #[derive(Clone, Debug)]
 pub struct CloudMetrics {
@@ -236,6 +253,8 @@ pub struct Metrics {
     pub raft: RaftMetrics,
     /// Checkpoints and reclaim.
     pub upkeep: UpkeepMetrics,
+    /// Compaction.
+    pub compact: CompactMetrics,
     volumes: VolumeSeries,
     clouds: CloudSeries,
     cursor: IntGaugeVec,
@@ -248,6 +267,8 @@ struct VolumeSeries {
     oldest_dirty_seconds: GaugeVec,
     head_seq: IntGaugeVec,
     durable_seq: IntGaugeVec,
+    stored_bytes: IntGaugeVec,
+    live_bytes: IntGaugeVec,
 }
 
 struct CloudSeries {
@@ -303,6 +324,7 @@ impl Metrics {
             cache: make.cache(),
             raft: make.raft(),
             upkeep: make.upkeep(),
+            compact: make.compact(),
             volumes: make.volumes(),
             clouds: make.clouds(),
             cursor: make.gauges(
@@ -351,6 +373,8 @@ impl Metrics {
             oldest_dirty_seconds: self.volumes.oldest_dirty_seconds.with_label_values(label),
             head_seq: self.volumes.head_seq.with_label_values(label),
             durable_seq: self.volumes.durable_seq.with_label_values(label),
+            stored_bytes: self.volumes.stored_bytes.with_label_values(label),
+            live_bytes: self.volumes.live_bytes.with_label_values(label),
         }
     }
 
@@ -371,6 +395,8 @@ impl Metrics {
         let _ = self.volumes.oldest_dirty_seconds.remove_label_values(&[name]);
         let _ = self.volumes.head_seq.remove_label_values(&[name]);
         let _ = self.volumes.durable_seq.remove_label_values(&[name]);
+        let _ = self.volumes.stored_bytes.remove_label_values(&[name]);
+        let _ = self.volumes.live_bytes.remove_label_values(&[name]);
         for cloud in clouds {
             let _ = self.cursor.remove_label_values(&[cloud, name]);
         }
@@ -495,6 +521,16 @@ impl Make {
         }
     }
 
+    fn compact(&self) -> CompactMetrics {
+        CompactMetrics {
+            steps: self.counter_by("velum_compact_steps_total", "Steps that move live blocks out of dead segments"),
+            read_bytes: self.counter("velum_compact_read_bytes_total", "Bytes of segments read to be emptied"),
+            moved_bytes: self.counter("velum_compact_moved_bytes_total", "Contents of blocks moved"),
+            stored_bytes: self
+                .counter("velum_compact_stored_bytes_total", "Bytes of segments made, counted once for all clouds"),
+        }
+    }
+
     fn volumes(&self) -> VolumeSeries {
         let label = &["volume"];
         VolumeSeries {
@@ -505,6 +541,8 @@ impl Make {
                 label,
             )),
             head_seq: self.gauges("velum_volume_head_seq", "Newest sequence record", label),
+            stored_bytes: self.gauges("velum_volume_stored_bytes", "Bytes of the segments that hold a volume", label),
+            live_bytes: self.gauges("velum_volume_live_bytes", "Bytes of live blocks in them", label),
             durable_seq: self.gauges("velum_volume_durable_seq", "Newest sequence record in enough clouds", label),
         }
     }

@@ -95,6 +95,8 @@ impl FrameSource for NoFrames {
     }
 
     fn keep(&self, _blocks: Vec<(BlockLocation, Bytes)>) {}
+
+    fn moved(&self, _blocks: Vec<(BlockLocation, BlockLocation, Bytes)>) {}
 }
 
 /// A session that keeps its replies and may ask again from within one.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use velum_node::config::{Size, SizeError};
 use velum_protocol::{
     admin::{
-        Access, AclLine, ByteRange, CreateVolume, Deleted, ResizeVolume, VolumeStatus, VolumeSummary, is_name,
-        is_principal, is_volume_size,
+        Access, AclLine, ByteRange, CreateVolume, Deleted, Holdings, ResizeVolume, VolumeStatus, VolumeSummary,
+        is_name, is_principal, is_volume_size,
     },
     id::{BLOCK_BYTES, REGION_BLOCKS},
 };
@@ -246,6 +246,10 @@ impl Table for Listed {
     }
 }
 
+fn held(holdings: Holdings) -> String {
+    format!("{}, of which {} live", bytes(holdings.stored_bytes), bytes(holdings.live_bytes))
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 struct Shown(VolumeStatus);
@@ -262,6 +266,7 @@ impl Table for Shown {
             vec!["not yet cloud-durable".to_owned(), bytes(exposure.dirty_bytes)],
             vec!["oldest of it".to_owned(), optional(exposure.oldest_dirty_seconds, seconds)],
             vec!["sequence".to_owned(), format!("{} ({} cloud-durable)", exposure.head_seq, exposure.durable_seq)],
+            vec!["held per cloud".to_owned(), optional(volume.holdings, held)],
             vec!["checkpoint".to_owned(), optional(volume.checkpoint_seq, |seq| seq.to_string())],
             vec!["epoch, lineage".to_owned(), format!("{}, {}", volume.epoch, volume.lineage)],
         ];

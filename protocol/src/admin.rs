@@ -317,8 +317,20 @@ pub struct VolumeStatus {
     pub checkpoint_seq: Option<u64>,
     /// How much is at risk now.
     pub exposure: Exposure,
+    /// What its segments hold, as of the last look; none before the first one.
+    #[serde(default)]
+    pub holdings: Option<Holdings>,
     /// How far each cloud is.
     pub clouds: Vec<CloudLag>,
+}
+
+/// What a volume's segments hold, in each cloud.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    /// Bytes of the segments that something refers to.
+    pub stored_bytes: u64,
+    /// Bytes of live blocks in them; compaction keeps their share above a bound.
+    pub live_bytes: u64,
 }
 
 /// How far one cloud is with one volume.

@@ -46,6 +46,7 @@ pub fn small_world() -> Options {
         checkpoint_records: 3,
         cache_bytes: 1 << 20,
         reclaim_grace_ms: 1_000,
+        compact_live_percent: 50,
         cloud_latency_ms_max: 20,
         compute_ms_max: 1,
         clock_offset_ms: 0,

@@ -18,7 +18,7 @@ use velum_protocol::{
 use super::{
     catalogue::shown::Shown,
     copies::Copies,
-    flush::machine::Triggers,
+    flush::{machine::Triggers, relocate::Relocation},
     life::{Known, Life},
     numbers::Numbers,
 };
@@ -55,6 +55,8 @@ pub struct ArraySettings {
     pub checkpoint_bytes: u64,
     /// Shortest time between an object's condemnation and its deletion.
     pub reclaim_grace: Duration,
+    /// Percent of the bytes of a volume's segments that must be live, or they are compacted; zero for never.
+    pub compact_live_percent: u8,
 }
 
 impl Default for ArraySettings {
@@ -64,6 +66,7 @@ impl Default for ArraySettings {
             checkpoint_records: 1024,
             checkpoint_bytes: 4 << 20,
             reclaim_grace: Duration::from_secs(3600),
+            compact_live_percent: 50,
         }
     }
 }
@@ -81,6 +84,8 @@ pub struct ArrayContext {
     pub(crate) settings: ArraySettings,
     pub(crate) known: Rc<Known>,
     pub(crate) shown: Rc<Shown>,
+    /// Held by the volume whose segments are being compacted: what that takes in memory is taken once per node.
+    pub(crate) compacting: Rc<tokio::sync::Mutex<()>>,
 }
 
 impl ArrayContext {
@@ -109,6 +114,7 @@ impl ArrayContext {
             settings,
             known: Rc::default(),
             shown: Rc::default(),
+            compacting: Rc::default(),
         }
     }
 
@@ -162,6 +168,8 @@ pub(crate) struct VolumeContext {
     pub(crate) mapped: Rc<Cell<Head>>,
     /// Roots this owner has made, committed or not.
     pub(crate) roots: Rc<RefCell<BTreeSet<(Incarnation, ObjectNumber)>>>,
+    /// The compaction step under way.
+    pub(crate) relocation: Rc<Relocation>,
     /// The opened keys, with the number of key epochs they were opened from.
     opened: Rc<RefCell<Option<(usize, KeySet)>>>,
 }
@@ -183,6 +191,7 @@ impl VolumeContext {
             numbers: Numbers::new(volume, epoch),
             mapped: Rc::new(Cell::new(mapped)),
             roots: Rc::default(),
+            relocation: Rc::default(),
             opened: Rc::default(),
         }
     }

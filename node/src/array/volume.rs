@@ -17,6 +17,10 @@ use super::{
         machine as checkpoint,
         shell::{CheckpointShell, Waiters},
     },
+    compact::{
+        machine::{self as compact, Holdings},
+        shell::CompactShell,
+    },
     context::{ArrayContext, VolumeContext},
     flush::{
         machine as flush,
@@ -82,6 +86,7 @@ struct Wiring {
     windows: RefCell<Vec<flush::Phase>>,
     fenced: Cell<bool>,
     older: Rc<Older>,
+    holdings: Rc<Cell<Option<Holdings>>>,
 }
 
 /// See the module. Lives as long as the `LocalSet` it was started on; dropping this handle stops nothing.
@@ -119,12 +124,14 @@ impl VolumeArray {
                 windows: RefCell::default(),
                 fenced: Cell::new(false),
                 older: Rc::default(),
+                holdings: Rc::default(),
             }),
         };
         own.start_checkpoints(&state);
         own.start_sequence(&state);
         own.start_flush(&state);
         own.start_reclaim();
+        own.start_compaction();
         own.grown();
         Ok(own)
     }
@@ -161,6 +168,12 @@ impl VolumeArray {
         self.wiring.older.forget(cloud);
         self.checkpoint_handle().call(checkpoint::Input::StartOver { cloud: cloud.clone() });
         self.sequence_handle().call(sequence::Input::StartOver { cloud: cloud.clone() });
+    }
+
+    /// What the volume's segments hold, as of the last look; none before the first one.
+    #[must_use]
+    pub fn holdings(&self) -> Option<Holdings> {
+        self.wiring.holdings.get()
     }
 
     /// How exposed the volume is.
@@ -251,6 +264,20 @@ impl VolumeArray {
         handle.call(reclaim::Input::Tick);
     }
 
+    fn start_compaction(&self) {
+        let settings = &self.context.array.settings;
+        let triggers = compact::Triggers {
+            live_percent: settings.compact_live_percent,
+            // As often as the reclaim looks: what it would delete sooner is not to be had sooner.
+            interval: (settings.reclaim_grace / 10).clamp(Duration::from_secs(1), Duration::from_secs(60)),
+        };
+        let own = self.clone();
+        let tell_flush = Rc::new(move |input| own.flush_handle().call(input));
+        let shell = CompactShell::new(self.context.clone(), tell_flush, Rc::clone(&self.wiring.holdings));
+        let handle = actor::start(Rc::clone(&self.context.array.env.clock), compact::Machine::new(triggers), shell);
+        handle.after(&*self.context.array.env.clock, triggers.interval, compact::Input::Tick);
+    }
+
     fn per_cloud<T>(&self, value: impl Fn(&CloudName) -> T) -> BTreeMap<CloudName, T> {
         let clouds = &self.context.array.copies.clouds().clouds;
         clouds.iter().map(|cloud| (cloud.name().clone(), value(cloud.name()))).collect()
@@ -280,10 +307,11 @@ impl VolumeArray {
 
     /// Enough clouds have passed a record.
     fn durable(&self, seq: Seq) {
-        let exposed = self.context.port.dirty().exposed_since;
+        let before = self.context.port.dirty();
         let Some(last) = self.context.state(|state| state.last_position(seq)) else { return };
         self.context.port.durable(last);
-        if let Some(since) = exposed {
+        // A compaction's record exposed nothing.
+        if let Some(since) = before.exposed_since.filter(|_| last > before.durable) {
             let age = self.context.array.env.clock.now().since(since);
             self.context.array.metrics.flush.exposed_seconds.observe(age.as_secs_f64());
         }

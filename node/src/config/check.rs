@@ -19,6 +19,9 @@ const JOURNAL_FILE_MIN: Size = Size::mib(16);
 /// A flush fills at most this many bytes of segments at once.
 const FLUSH_MAX: Size = Size::mib(1024);
 
+/// Here four bytes are moved for each that is freed.
+const LIVE_PERCENT_MAX: u8 = 80;
+
 /// Faults and warnings of `config`, with lines where the file gave them.
 pub(super) fn judge(config: &NodeConfig, lines: &Lines) -> (Vec<Finding>, Vec<Finding>) {
     let mut judge = Judge { lines, faults: Vec::new(), warnings: Vec::new() };
@@ -241,6 +244,11 @@ impl Judge<'_> {
         }
         self.duration("flush.interval", config.flush.interval, Duration::from_millis(10), Duration::from_secs(86_400));
         self.duration("reclaim.grace", config.reclaim.grace, Duration::ZERO, Duration::from_secs(10 * 366 * 86_400));
+        if config.compact.live_percent > LIVE_PERCENT_MAX {
+            let what = format!("{} of each 100 bytes cannot be kept live", config.compact.live_percent);
+            let remedy = format!("give at most {LIVE_PERCENT_MAX}: more moves many bytes for each that it frees");
+            self.fault("compact.live_percent", what, remedy);
+        }
         if config.checkpoint.records == 0 || config.checkpoint.bytes == Size::default() {
             self.fault("checkpoint", "it would never end", "give at least 1 record and 1 byte");
         }

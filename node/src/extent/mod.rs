@@ -38,7 +38,10 @@ use velum_protocol::{
     format::{
         location::{FRAME_BLOCKS_MAX, Frame, RunUpdate},
         metadata::ObjectRef,
-        page::{LEVEL_MAX, PageError, Payload, RootPayload, VOLUME_BLOCKS_MAX, level_blocks, root_level},
+        page::{
+            LEVEL_MAX, PageError, Payload, RootPayload, SegmentUsage, UsageIndex, VOLUME_BLOCKS_MAX, level_blocks,
+            root_level,
+        },
     },
     id::{BlockIndex, Incarnation, ObjectNumber},
 };
@@ -304,6 +307,20 @@ impl ExtentMap {
     #[must_use]
     pub fn dead_segments(&self) -> Vec<(Incarnation, ObjectNumber)> {
         self.usage.dead().collect()
+    }
+
+    /// The usage pages there are: each tells of the segments of one range of numbers.
+    pub fn usage_pages(&self) -> impl Iterator<Item = UsageIndex> {
+        self.usage.slots().map(|(index, _)| index)
+    }
+
+    /// The segments of one usage page that something refers to, with their live blocks. A count that is not known is left
+    /// out; one is too high, never too low, while updates are pending on pages that are away.
+    ///
+    /// # Errors
+    /// Names the page when it must be loaded first.
+    pub fn segments_in(&self, page: UsageIndex) -> Result<Vec<SegmentUsage>, PageNeeded> {
+        self.usage.segments(page)
     }
 
     /// Live blocks of a segment; `None` when it is not known or its count is away.

@@ -20,6 +20,7 @@ use velum_protocol::{
 };
 
 use super::{
+    PageNeeded,
     residency::{PageKey, Residency},
     tree::PAGES_NEEDED_MAX,
 };
@@ -138,6 +139,19 @@ impl UsageTable {
 
     pub(super) fn slots(&self) -> impl Iterator<Item = (UsageIndex, &UsageSlot)> {
         self.pages.iter().map(|(index, slot)| (*index, slot))
+    }
+
+    /// The segments of one page that something refers to, their counts being known.
+    pub(super) fn segments(&self, index: UsageIndex) -> Result<Vec<SegmentUsage>, PageNeeded> {
+        let Some(slot) = self.pages.get(&index) else { return Ok(Vec::new()) };
+        let Table::Here(page) = &slot.table else {
+            return Err(PageNeeded(slot.stored.as_deref().expect(STORED).clone()));
+        };
+        page.touched.set(true);
+        let known = page.segments.values().filter(|live| live.blocks > 0 && live.blocks < u32::MAX);
+        Ok(known
+            .filter_map(|live| Some(SegmentUsage { object: live.object.clone()?, live_blocks: live.blocks }))
+            .collect())
     }
 
     pub(super) fn live_blocks(&self, incarnation: Incarnation, segment: ObjectNumber) -> Option<u32> {

@@ -149,8 +149,8 @@ impl KeySet {
     ///
     /// # Errors
     /// When any part is damaged, or it is another segment.
-    pub fn verify_segment(&self, place: (Incarnation, ObjectNumber), stored: &[u8]) -> Result<Vec<Entry>, ObjectFault> {
-        let Examined { entries, faults } = self.examine_segment(place, stored)?;
+    pub fn verify_segment(&self, name: (Incarnation, ObjectNumber), stored: &[u8]) -> Result<Vec<Entry>, ObjectFault> {
+        let Examined { entries, faults } = self.examine_segment(name, stored)?;
         faults.into_iter().next().map_or(Ok(entries), |(_, fault)| Err(fault))
     }
 
@@ -158,24 +158,50 @@ impl KeySet {
     ///
     /// # Errors
     /// When header or directory are damaged, so that it is not known where the frames lie, or it is another segment.
-    pub fn examine_segment(
+    pub fn examine_segment(&self, name: (Incarnation, ObjectNumber), stored: &[u8]) -> Result<Examined, ObjectFault> {
+        let frames = self.segment_frames(name, stored)?;
+        let fault = |(frame, entry): &(Frame, Entry)| {
+            let listed = sealed_frame(frame, stored).is_some_and(|sealed| tag(sealed) == entry.tag);
+            let opened = if listed { self.open_frame(frame, stored) } else { Err(ObjectFault::Unfit("tag")) };
+            opened.err().map(|fault| (*frame, fault))
+        };
+        let faults = frames.iter().filter_map(fault).collect();
+        Ok(Examined { entries: frames.into_iter().map(|(_, entry)| entry).collect(), faults })
+    }
+
+    /// Opens the contents of one frame of a segment.
+    ///
+    /// # Errors
+    /// When it is damaged, or the segment does not hold it.
+    pub fn open_frame(&self, frame: &Frame, stored: &[u8]) -> Result<Vec<u8>, ObjectFault> {
+        let keys = self.epoch(frame.key_epoch).ok_or(ObjectFault::NoKey(frame.key_epoch))?;
+        let sealed = sealed_frame(frame, stored).ok_or(ObjectFault::Unfit("frame"))?;
+        Ok(keys.block.open(&self.frame_binding(frame), sealed)?)
+    }
+
+    /// Where each frame of a segment lies, in block order, by its directory; the frames are not looked at.
+    ///
+    /// # Errors
+    /// When header or directory are damaged, they do not fit the object, or it is another segment.
+    pub fn segment_frames(
         &self,
         (incarnation, number): (Incarnation, ObjectNumber),
         stored: &[u8],
-    ) -> Result<Examined, ObjectFault> {
+    ) -> Result<Vec<(Frame, Entry)>, ObjectFault> {
         let id = self.id(ObjectKind::Segment, incarnation, number.0);
         let (header, keys, _) = self.open_header(&id, stored, SEGMENT_BYTES_MAX)?;
         let outline = Outline::from_detail(&header.detail)?;
         let index = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let directory_offset = index(outline.directory_offset);
-        let (before, sealed) = stored.split_at_checked(directory_offset).ok_or(ObjectFault::Unfit("directory"))?;
+        let (_, sealed) = stored.split_at_checked(directory_offset).ok_or(ObjectFault::Unfit("directory"))?;
         if sealed.len() != index(outline.directory_bytes) {
             return Err(ObjectFault::Unfit("directory"));
         }
         let binding = self.directory_binding(keys, &id, outline.frames, stored.len());
         let entries = segment::decode_directory(&keys.segment.open(&binding, sealed)?, outline.frames)?;
-        let (mut offset, mut faults) = (FRAMES_OFFSET, Vec::new());
-        for (place, entry) in (0_u32..).zip(&entries) {
+        let mut offset = FRAMES_OFFSET;
+        let mut frames = Vec::with_capacity(entries.len());
+        for (place, entry) in (0_u32..).zip(entries) {
             let frame = Frame {
                 incarnation,
                 segment: number,
@@ -185,20 +211,10 @@ impl KeySet {
                 start: entry.start,
                 blocks: entry.blocks,
             };
-            let end = index(offset) + index(entry.sealed_bytes());
-            let sealed = before.get(index(offset)..end).ok_or(ObjectFault::Unfit("frame"))?;
-            if tag(sealed) != entry.tag {
-                faults.push((frame, ObjectFault::Unfit("tag")));
-            } else if let Err(error) = keys.block.open(&self.frame_binding(&frame), sealed) {
-                faults.push((frame, error.into()));
-            }
             offset = offset.checked_add(entry.sealed_bytes()).ok_or(ObjectFault::Unfit("frame"))?;
+            frames.push((frame, entry));
         }
-        if offset == outline.directory_offset {
-            Ok(Examined { entries, faults })
-        } else {
-            Err(ObjectFault::Unfit("directory"))
-        }
+        if offset == outline.directory_offset { Ok(frames) } else { Err(ObjectFault::Unfit("directory")) }
     }
 
     /// Seals a sequence record under `keys`. The caller sees to it that it is not longer than a record may be.
@@ -234,6 +250,10 @@ impl KeySet {
         let link = Link::from_detail(&header.detail)?;
         let payload = open_metadata(&keys.sequence, &self.record_binding(keys, &id, &link), parts.body)?;
         let body = Body::decode(&payload, keys.key_epoch)?;
+        // Nothing is written by a record without a window, so nothing is given up by one either.
+        if link.is_empty() && body.updates.iter().any(|update| update.frame.is_none()) {
+            return Err(ObjectFault::Unfit("relocation"));
+        }
         Ok(OpenedRecord { link, body, hash: checksum::chain(parts.prelude, parts.body) })
     }
 
@@ -421,4 +441,10 @@ fn length(stored: &[u8]) -> u64 {
 /// The last 16 bytes of something sealed.
 fn tag(sealed: &[u8]) -> [u8; 16] {
     *sealed.last_chunk().expect("something sealed ends in its tag")
+}
+
+/// The bytes of a sealed frame in its segment; `None` when the segment ends before.
+fn sealed_frame<'a>(frame: &Frame, stored: &'a [u8]) -> Option<&'a [u8]> {
+    let start = usize::try_from(frame.offset).ok()?;
+    stored.get(start..start.checked_add(usize::try_from(frame.sealed_bytes()).ok()?)?)
 }

@@ -117,7 +117,9 @@ impl VolumeState {
             return Err(Rejection::NoGrant);
         }
         let follows = *seq == self.head.seq.next() && *prev_hash == self.head.chain;
-        let contiguous = *first == self.head.last.next() && *last >= *first;
+        // An empty window is that of a relocation, which leaves the journal where it is.
+        let stays = *last == self.head.last && *journal_chain == self.head.journal_chain;
+        let contiguous = *first == self.head.last.next() && (*last >= *first || stays);
         if !follows || !contiguous {
             return Err(Rejection::NotNext(self.head.seq));
         }

@@ -168,11 +168,28 @@ fn the_sequence_takes_only_the_next_record_of_the_owner() {
     assert_eq!(bench.append(old, 1, 1, 10), Ok(Answer::Done));
     assert_eq!(bench.append(old, 3, 11, 12), Err(Rejection::NotNext(Seq(1))), "a gap in seq");
     assert_eq!(bench.append(old, 2, 12, 13), Err(Rejection::NotNext(Seq(1))), "a gap in the journal");
-    assert_eq!(bench.append(old, 2, 11, 10), Err(Rejection::NotNext(Seq(1))), "an inverted window");
+    assert_eq!(bench.append(old, 2, 11, 9), Err(Rejection::NotNext(Seq(1))), "an inverted window");
     let new = bench.own();
     let stale = bench.record(old, 1, 2, 11, 12);
     assert_eq!(bench.run(stale), Err(Rejection::StaleEpoch(new)));
     assert_eq!(bench.append(new, 2, 11, 12), Ok(Answer::Done));
+}
+
+#[test]
+fn a_relocation_leaves_the_journal_where_it_is() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    bench.append(epoch, 1, 1, 10).unwrap();
+    let grant = bench.grant(epoch);
+    let mut elsewhere = bench.record(epoch, grant, 2, 11, 10);
+    if let Command::AppendSequence { journal_chain, .. } = &mut elsewhere {
+        *journal_chain = Hash([8; 32]);
+    }
+    assert_eq!(bench.run(elsewhere), Err(Rejection::NotNext(Seq(1))), "another journal");
+    assert_eq!(bench.append(epoch, 2, 11, 10), Ok(Answer::Done));
+    let head = bench.state.volumes[&VOLUME].head;
+    assert_eq!((head.seq, head.last, head.journal_chain), (Seq(2), Jseq(10), Hash([9; 32])));
+    assert_eq!(bench.append(epoch, 3, 11, 12), Ok(Answer::Done), "the next window follows as if it had not been");
 }
 
 #[test]

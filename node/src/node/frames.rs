@@ -81,6 +81,12 @@ impl FrameSource for VolumeFrames {
             self.disk.insert(location, contents, &self.slots);
         }
     }
+
+    fn moved(&self, blocks: Vec<(BlockLocation, BlockLocation, Bytes)>) {
+        // Only what was worth keeping before: a compaction must not push out what guests use.
+        let kept = blocks.into_iter().filter(|(from, ..)| self.disk.contains(from));
+        self.keep(kept.map(|(_, to, contents)| (to, contents)).collect());
+    }
 }
 
 fn failure(error: &FetchError) -> FetchFailure {

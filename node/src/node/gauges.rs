@@ -60,6 +60,9 @@ fn observe_volumes(node: &Assembly) {
             metrics.oldest_dirty_seconds.set(age);
             set(&metrics.head_seq, exposure.head_seq);
             set(&metrics.durable_seq, exposure.durable_seq);
+            let holdings = node.open.get(*id).and_then(|open| open.array.holdings()).unwrap_or_default();
+            set(&metrics.stored_bytes, holdings.stored_bytes);
+            set(&metrics.live_bytes, holdings.live_bytes);
             for cloud in &state.clouds {
                 set(&node.metrics.cursor(&cloud.name.0, &volume.name), views::lag(volume, &cloud.name).cursor_seq);
             }

@@ -395,5 +395,6 @@ fn array_settings(config: &NodeConfig) -> ArraySettings {
         checkpoint_records: config.checkpoint.records,
         checkpoint_bytes: config.checkpoint.bytes.bytes(),
         reclaim_grace: config.reclaim.grace,
+        compact_live_percent: config.compact.live_percent,
     }
 }

@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use velum_protocol::{
-    admin::{CloudCheck, CloudLag, CloudState, CloudStatus, Exposure, VolumeStatus, VolumeSummary},
+    admin::{CloudCheck, CloudLag, CloudState, CloudStatus, Exposure, Holdings, VolumeStatus, VolumeSummary},
     format::metadata::CloudName,
     id::VolumeId,
 };
@@ -41,6 +41,7 @@ pub(super) fn volume(node: &Assembly, id: VolumeId) -> Option<VolumeStatus> {
             sessions: sessions(node, id),
             checkpoint_seq: volume.checkpoint.as_ref().map(|checkpoint| checkpoint.seq.0),
             exposure: exposure(node, id, volume),
+            holdings: holdings(node, id),
             clouds: state.clouds.iter().map(|cloud| lag(volume, &cloud.name)).collect(),
         })
     })
@@ -49,6 +50,12 @@ pub(super) fn volume(node: &Assembly, id: VolumeId) -> Option<VolumeStatus> {
 fn sessions(node: &Assembly, id: VolumeId) -> u64 {
     let count = node.open.get(id).map_or(0, |open| open.volume.session_count());
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// What the volume's segments hold, once they were looked at.
+fn holdings(node: &Assembly, id: VolumeId) -> Option<Holdings> {
+    let found = node.open.get(id)?.array.holdings()?;
+    Some(Holdings { stored_bytes: found.stored_bytes, live_bytes: found.live_bytes })
 }
 
 /// What would be lost with this node.

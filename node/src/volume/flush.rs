@@ -4,19 +4,19 @@
 //! readable, until its sequence record is committed; then the map knows its blocks, the memory cache takes them over, and
 //! the window's bytes go back to the budget. The journal keeps its records until the clouds have them (d2).
 
-use std::sync::Arc;
+use std::{iter::Peekable, slice, sync::Arc};
 
 use bytes::Bytes;
 use velum_protocol::{
-    format::location::RunUpdate,
+    format::location::{Frame, RunUpdate},
     id::{BlockIndex, Jseq, VolumeId},
 };
 
 use super::{
     machine::{Effect, VolumeMachine},
-    messages::{Change, Committed, DirtyStatus, Window},
+    messages::{Change, Committed, DirtyStatus, Moved, Relocated, Window},
 };
-use crate::cache::BlockLocation;
+use crate::{cache::BlockLocation, env::Instant};
 
 impl VolumeMachine {
     /// What there is to flush.
@@ -64,6 +64,30 @@ impl VolumeMachine {
         self.give_back(bytes);
     }
 
+    /// Blocks lie elsewhere now. Who waits for one at its old place gets it from here, for that place will be gone one day.
+    pub(super) fn relocated(&mut self, now: Instant, relocated: Relocated, effects: &mut Vec<Effect>) {
+        let Relocated { segment, updates, moved } = relocated;
+        self.map.add_segment(&segment);
+        for update in &updates {
+            self.map.apply(update).expect("a compaction maps runs that lie in their frames");
+        }
+        self.evict_pages();
+        let mut places = Places(updates.iter().peekable());
+        let mut kept = Vec::with_capacity(moved.len());
+        for Moved { block, from, contents } in &moved {
+            let from = BlockLocation::of(self.id, from, *block);
+            let to = places.of(*block).and_then(|frame| BlockLocation::of(self.id, &frame, *block));
+            let (Some(from), Some(to)) = (from, to) else { continue };
+            let memory = &mut *self.memory.borrow_mut();
+            if memory.contains(&from) {
+                memory.insert_owned(to, contents.clone());
+            }
+            kept.push((from, to, contents.clone()));
+        }
+        effects.push(Effect::Moved(kept));
+        moved.into_iter().for_each(|moved| self.deliver_moved(now, moved, effects));
+    }
+
     pub(super) fn become_durable(&mut self, last: Jseq, effects: &mut Vec<Effect>) {
         if last <= self.durable {
             return;
@@ -101,13 +125,22 @@ impl VolumeMachine {
 /// Where the blocks of a window lie now. Both lists are in block order.
 fn locate(volume: VolumeId, changes: &[Change], updates: &[RunUpdate]) -> Vec<(BlockLocation, Bytes)> {
     let mut clean = Vec::with_capacity(changes.len());
-    let mut updates = updates.iter().peekable();
+    let mut places = Places(updates.iter().peekable());
     for change in changes {
         let Change::Data { block, contents } = change else { continue };
-        while updates.next_if(|update| update.start.0 + update.count <= block.0).is_some() {}
-        let Some(update) = updates.peek().filter(|update| update.start <= *block) else { continue };
-        let at = update.frame.and_then(|frame| BlockLocation::of(volume, &frame, BlockIndex(block.0)));
+        let at = places.of(*block).and_then(|frame| BlockLocation::of(volume, &frame, *block));
         clean.extend(at.map(|at| (at, contents.clone())));
     }
     clean
+}
+
+/// Updates, to be asked for one block after another in rising order.
+struct Places<'a>(Peekable<slice::Iter<'a, RunUpdate>>);
+
+impl Places<'_> {
+    /// The frame that holds a block now.
+    fn of(&mut self, block: BlockIndex) -> Option<Frame> {
+        while self.0.next_if(|update| update.start.0 + update.count <= block.0).is_some() {}
+        self.0.peek().filter(|update| update.start <= block)?.frame
+    }
 }

@@ -22,7 +22,7 @@ use velum_protocol::{
 use super::{
     buffer::Piece,
     machine::{Blocks, Effect, FetchFailure, Fetched, VolumeMachine},
-    messages::{Origin, Outcome, Refusal},
+    messages::{Moved, Origin, Outcome, Refusal},
     write::ZEROS,
 };
 use crate::{
@@ -429,6 +429,18 @@ impl VolumeMachine {
                 self.send_again(Flight { attempt, ..flight }, effects);
             }
             Err(FetchFailure::Lost) => flight.waiters.iter().for_each(|waiter| self.fail(waiter.task, effects)),
+        }
+    }
+
+    /// Gives a block that was moved to whoever waits for it at its old place.
+    pub(super) fn deliver_moved(&mut self, now: Instant, moved: Moved, effects: &mut Vec<Effect>) {
+        let Moved { block, from, contents } = moved;
+        let place = block.0.checked_sub(from.start.0);
+        let Some(flight) = self.gathering.flights.get_mut(&key(&from)) else { return };
+        let here = |waiter: &mut Waiter| Some(u64::from(waiter.block)) == place;
+        let waiters: Vec<Waiter> = flight.waiters.extract_if(.., here).collect();
+        for waiter in waiters {
+            self.deliver(now, waiter, contents.clone(), effects);
         }
     }
 

@@ -40,7 +40,7 @@ use super::{
     buffer::Buffer,
     gather::Gathering,
     journaled::Journaled,
-    messages::{Committed, Operation, Origin, Outcome, Refusal, Reply, Request},
+    messages::{Committed, Operation, Origin, Outcome, Refusal, Relocated, Reply, Request},
     write::Writes,
 };
 use crate::{
@@ -116,6 +116,8 @@ pub enum Input {
     },
     /// The oldest frozen window is in the sequence.
     Committed(Committed),
+    /// A compaction's record is in the sequence.
+    Relocated(Relocated),
     /// Everything up to a position is at d2.
     Durable(Jseq),
     /// There may be room for writes that wait.
@@ -198,6 +200,8 @@ pub enum Effect {
     },
     /// Blocks became clean: the disk cache may keep them.
     Keep(Vec<(BlockLocation, Bytes)>),
+    /// Blocks lie elsewhere now (from, to): what the disk cache has of them it may keep.
+    Moved(Vec<(BlockLocation, BlockLocation, Bytes)>),
     /// Tell the flusher that there is something to do.
     WakeFlush,
     /// Room was given back: tell the first volume that waits.
@@ -539,6 +543,7 @@ impl Machine for VolumeMachine {
             Input::Fetched { frame, result } => self.fetched(now, &frame, result, effects),
             Input::PageFetched { page, result } => self.page_fetched(now, page, result, effects),
             Input::Committed(committed) => self.committed(&committed, effects),
+            Input::Relocated(relocated) => self.relocated(now, relocated, effects),
             Input::Durable(last) => self.become_durable(last, effects),
             Input::Room => self.room_may_be(now, effects),
             Input::Pressure => self.under_pressure(effects),

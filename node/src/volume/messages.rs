@@ -4,7 +4,10 @@ use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use velum_protocol::{
-    format::{location::RunUpdate, metadata::ObjectRef},
+    format::{
+        location::{Frame, RunUpdate},
+        metadata::ObjectRef,
+    },
     id::{BlockCount, BlockIndex, Epoch, Hash, Jseq, Seq, SessionId, VolumeId},
 };
 
@@ -181,6 +184,28 @@ pub struct Committed {
     pub updates: Vec<RunUpdate>,
 }
 
+/// Blocks have been moved by a record that Raft has committed: they lie where `updates` say, with the contents they had.
+#[derive(Clone, Debug)]
+pub struct Relocated {
+    /// The segment that holds them now; the map is told of it before it is given `updates`.
+    pub segment: ObjectRef,
+    /// The extent map's changes, in block order, disjoint.
+    pub updates: Vec<RunUpdate>,
+    /// The blocks, in block order.
+    pub moved: Vec<Moved>,
+}
+
+/// One block that was moved.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    /// Which.
+    pub block: BlockIndex,
+    /// The frame that held it before.
+    pub from: Frame,
+    /// Its contents, 4,096 bytes in a buffer of their own.
+    pub contents: Bytes,
+}
+
 /// What a volume has for a flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirtyStatus {
@@ -210,10 +235,12 @@ pub trait FlushPort {
     fn freeze(&self) -> Option<Arc<Window>>;
     /// The oldest frozen window is in the sequence: its blocks are found by the map from now on.
     fn committed(&self, committed: Committed);
+    /// Blocks of the map lie elsewhere now; nothing of the buffer is concerned.
+    fn relocated(&self, relocated: Relocated);
     /// Everything up to `last` is at d2; the journal may forget it.
     fn durable(&self, last: Jseq);
     /// Has `wake` called when the dirty bytes pass the flush threshold and when a write has to wait for a flush.
     fn on_dirty(&self, wake: Rc<dyn Fn()>);
-    /// Lends the extent map, for a checkpoint. `read` must not call back into the volume.
+    /// Lends the extent map, for a checkpoint or a compaction. `read` must not call back into the volume.
     fn with_map(&self, read: &mut dyn FnMut(&mut ExtentMap));
 }

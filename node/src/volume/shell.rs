@@ -18,7 +18,7 @@ use velum_protocol::{
 use super::{
     budget::{DirtyBudget, Wake, Wakes},
     machine::{Effect, FetchFailure, Fetched, Input, Parts, Room, Settings, Stats, VolumeMachine},
-    messages::{Committed, DirtyStatus, Door, FlushPort, Principal, Replies, Request, Window},
+    messages::{Committed, DirtyStatus, Door, FlushPort, Principal, Relocated, Replies, Request, Window},
     replay::{Lost, Replay, ReplayError, Start, Stored},
     sealing::{Owner, Sealer},
 };
@@ -74,6 +74,8 @@ pub trait FrameSource {
     fn page(&self, page: &ObjectRef) -> Local<Result<Bytes, FetchFailure>>;
     /// Offers blocks that became clean; each is a buffer of its own.
     fn keep(&self, blocks: Vec<(BlockLocation, Bytes)>);
+    /// Offers blocks that lie elsewhere now: from where, to where, and the contents, each in a buffer of its own.
+    fn moved(&self, blocks: Vec<(BlockLocation, BlockLocation, Bytes)>);
 }
 
 /// All that a volume is opened with.
@@ -295,6 +297,10 @@ impl FlushPort for Volume {
         self.handle.call(Input::Committed(committed));
     }
 
+    fn relocated(&self, relocated: Relocated) {
+        self.handle.call(Input::Relocated(relocated));
+    }
+
     fn durable(&self, last: Jseq) {
         self.handle.call(Input::Durable(last));
     }
@@ -304,7 +310,9 @@ impl FlushPort for Volume {
     }
 
     fn with_map(&self, read: &mut dyn FnMut(&mut ExtentMap)) {
-        read(self.machine.borrow_mut().map_mut());
+        let mut machine = self.machine.borrow_mut();
+        read(machine.map_mut());
+        machine.evict_pages();
     }
 }
 
@@ -371,6 +379,7 @@ impl Shell<Stepped> for VolumeShell {
             Effect::FetchFrame { frame, wanted, attempt } => self.fetch_frame(frame, wanted, attempt, own),
             Effect::FetchPage { page, attempt } => self.fetch_page(page, attempt, own),
             Effect::Keep(blocks) => self.frames.keep(blocks),
+            Effect::Moved(blocks) => self.frames.moved(blocks),
             Effect::WakeFlush => {
                 let wake = self.shared.wake_flush.borrow().as_ref().map(Rc::clone);
                 if let Some(wake) = wake {

@@ -142,6 +142,12 @@ impl MemoryCloud {
         self.by_id.borrow().keys().filter(|id| id.kind == kind).count()
     }
 
+    pub(crate) fn bytes_of(&self, kind: ObjectKind) -> u64 {
+        let objects = self.objects.borrow();
+        let of = objects.values().filter(|held| held.id.is_some_and(|id| id.kind == kind));
+        of.map(|held| held.stored.len() as u64).sum()
+    }
+
     pub(crate) fn ids(&self) -> BTreeSet<ObjectId> {
         self.by_id.borrow().keys().copied().collect()
     }

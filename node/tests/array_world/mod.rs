@@ -217,6 +217,7 @@ pub(crate) fn settings() -> ArraySettings {
         checkpoint_records: 6,
         checkpoint_bytes: 1 << 20,
         reclaim_grace: Duration::from_secs(20),
+        compact_live_percent: 0,
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use velum_node::{
     env::{Clock, Instant},
     extent::ExtentMap,
-    volume::messages::{Change, Committed, DirtyStatus, FlushPort, Window},
+    volume::messages::{Change, Committed, DirtyStatus, FlushPort, Moved, Relocated, Window},
 };
 use velum_protocol::{
     checksum,
@@ -62,6 +62,8 @@ pub(crate) struct Port {
     since: Cell<Option<Instant>>,
     frozen: RefCell<VecDeque<Arc<Window>>>,
     pub(crate) map: RefCell<ExtentMap>,
+    /// Compactions that moved something.
+    pub(crate) relocations: Cell<u64>,
     durable: Cell<Jseq>,
     wake: RefCell<Option<Rc<dyn Fn()>>>,
 }
@@ -86,6 +88,7 @@ impl Port {
             since: Cell::default(),
             frozen: RefCell::default(),
             map: RefCell::new(map),
+            relocations: Cell::default(),
             durable: Cell::default(),
             wake: RefCell::default(),
         };
@@ -160,6 +163,24 @@ impl FlushPort for Port {
         let mut map = self.map.borrow_mut();
         committed.segments.iter().for_each(|segment| map.add_segment(segment));
         committed.updates.iter().for_each(|update| map.apply(update).unwrap());
+    }
+
+    fn relocated(&self, relocated: Relocated) {
+        let mut map = self.map.borrow_mut();
+        for Moved { block, from, .. } in &relocated.moved {
+            let mut now = Vec::new();
+            // A page that is away cannot be asked here.
+            if map.lookup(*block, 1, &mut now).is_ok() {
+                assert_eq!(
+                    now[0].location.as_ref(),
+                    Some(from),
+                    "block {block} does not lie where it was found any more"
+                );
+            }
+        }
+        self.relocations.set(self.relocations.get() + 1);
+        map.add_segment(&relocated.segment);
+        relocated.updates.iter().for_each(|update| map.apply(update).unwrap());
     }
 
     fn durable(&self, last: Jseq) {

@@ -35,7 +35,7 @@ pub struct Link {
     pub epoch: Epoch,
     /// First journal position of the window.
     pub first: Jseq,
-    /// Last journal position of the window.
+    /// Last journal position of the window; one below `first` in an empty window, whose record only moves blocks.
     pub last: Jseq,
     /// The chain hash of the record before; all zero for a volume's first.
     pub prev_hash: Hash,
@@ -117,7 +117,7 @@ impl Link {
     /// Reads the header's detail.
     ///
     /// # Errors
-    /// When the window is inverted.
+    /// When the window is inverted, by more than makes it empty.
     pub fn from_detail(detail: &Detail) -> Result<Self, ReadError> {
         let mut reader = Reader::new(detail);
         let link = Self {
@@ -127,7 +127,13 @@ impl Link {
             prev_hash: reader.hash()?,
         };
         reader.zeros("reserved")?;
-        if link.first > link.last { Err(ReadError::Field("window")) } else { Ok(link) }
+        if link.first.0 > link.last.0.saturating_add(1) { Err(ReadError::Field("window")) } else { Ok(link) }
+    }
+
+    /// True when the record covers no writes: it is a relocation, by which no contents change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first > self.last
     }
 }
 

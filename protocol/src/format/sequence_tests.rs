@@ -82,7 +82,10 @@ fn the_link_has_its_golden_bytes() {
     golden[..24].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(link.to_detail(), golden);
     assert_eq!(Link::from_detail(&golden), Ok(link));
-    let inverted = Link { first: Jseq(4), ..link };
+    let empty = Link { first: Jseq(4), ..link };
+    assert_eq!(Link::from_detail(&empty.to_detail()), Ok(empty));
+    assert!(empty.is_empty() && !link.is_empty());
+    let inverted = Link { first: Jseq(5), ..link };
     assert_eq!(Link::from_detail(&inverted.to_detail()), Err(ReadError::Field("window")));
 }
 

@@ -18,6 +18,7 @@ pub mod seq4;
 pub mod seq5;
 pub mod seq6;
 pub mod seq8;
+pub mod seq9;
 pub mod vis1;
 pub mod vis2;
 pub mod vis3;

@@ -1,5 +1,5 @@
 //! SEQ1: a volume's records are contiguous, each names the hash of the one before, and their windows of the journal follow
-//! one another without a gap or an overlap. SEQ7 with it: no two authentic records for one place.
+//! one another without a gap or an overlap; a relocation's window is empty. SEQ7 with it: no two authentic records for one place.
 
 use velum_node::keyring::{ObjectId, ObjectKind};
 use velum_protocol::id::{Hash, Incarnation, Seq};
@@ -19,7 +19,7 @@ pub fn check_link(before: Option<&Record>, next: &Record) -> Verdict {
     if last.is_some_and(|last| next.link.first != last.next()) {
         return Err(format!("its window begins at {} and the one before ends at {last:?}", next.link.first));
     }
-    if next.link.first > next.link.last {
+    if next.link.first > next.link.last.next() {
         return Err(format!("its window {}..={} is inverted", next.link.first, next.link.last));
     }
     Ok(())
@@ -88,6 +88,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_window_stands_between_two_others() {
+        let empty = record(1, (6, 5), 2);
+        assert_eq!(check_link(Some(&record(0, (1, 5), 1)), &empty), Ok(()));
+        assert_eq!(check_link(Some(&empty), &record(2, (6, 9), 3)), Ok(()));
+    }
+
+    #[test]
     fn a_record_on_another_chain_is_rejected() {
         assert!(check_link(Some(&record(0, (1, 5), 1)), &record(3, (6, 6), 2)).is_err());
         assert!(check_link(None, &record(3, (1, 6), 2)).is_err());
@@ -95,7 +102,7 @@ mod tests {
 
     #[test]
     fn gaps_overlaps_and_inverted_windows_are_rejected() {
-        for window in [(7, 8), (5, 8), (6, 5)] {
+        for window in [(7, 8), (5, 8), (6, 4), (7, 6)] {
             assert!(check_link(Some(&record(0, (1, 5), 1)), &record(1, window, 2)).is_err(), "{window:?}");
         }
     }

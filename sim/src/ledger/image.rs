@@ -26,10 +26,21 @@ pub struct CloudImage {
     pub cells: Vec<Cell>,
 }
 
+/// A block that a record moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Which.
+    pub block: u64,
+    /// What it held.
+    pub before: Option<Bytes>,
+    /// What it holds.
+    pub after: Option<Bytes>,
+}
+
 impl Ledger {
     /// Walks the newest gapless chain of `volume` in `cloud`, knowing the lives that `told` knows of: shows each record after
     /// its checkpoint to `each`.
-    fn walk(&self, cloud: &str, told: &str, volume: VolumeId, each: &mut dyn FnMut(&Record)) -> Chain {
+    fn walk(&self, cloud: &str, told: &str, volume: VolumeId, each: &mut dyn FnMut(Seq, &Record)) -> Chain {
         let holding = &self.holdings[cloud];
         let starts = self.starts(told, volume);
         let life =
@@ -51,7 +62,7 @@ impl Ledger {
             let seq = chain.seq.next();
             let id = ObjectId { kind: ObjectKind::Record, volume, incarnation: life(seq), number: seq.0 };
             let Some(Meaning::Record(record)) = self.held(cloud, &id).map(|known| &*known.meaning) else { break };
-            each(record);
+            each(seq, record);
             (chain.seq, chain.last) = (seq, record.link.last);
         }
         chain
@@ -85,7 +96,7 @@ impl Ledger {
     /// Where the newest gapless chain of `volume` in `cloud` ends.
     #[must_use]
     pub fn head(&self, cloud: &str, volume: VolumeId) -> (Seq, Jseq) {
-        let chain = self.walk(cloud, cloud, volume, &mut |_| {});
+        let chain = self.walk(cloud, cloud, volume, &mut |_, _| {});
         (chain.seq, chain.last)
     }
 
@@ -113,20 +124,7 @@ impl Ledger {
         sectors: u64,
         stored: &dyn Fn(&str) -> Option<Bytes>,
     ) -> Result<CloudImage, String> {
-        let mut updates = Vec::new();
-        let chain = self.walk(cloud, told, volume, &mut |record| updates.extend_from_slice(&record.body.updates));
-        let mut map: BTreeMap<u64, Frame> = BTreeMap::new();
-        if let Some(root) = chain.root {
-            self.load(cloud, root, &mut map)?;
-        }
-        for RunUpdate { start, count, frame } in &updates {
-            for block in start.0..start.0 + count {
-                match frame {
-                    Some(frame) => drop(map.insert(block, *frame)),
-                    None => drop(map.remove(&block)),
-                }
-            }
-        }
+        let (chain, map) = self.map(cloud, told, volume, Seq(u64::MAX))?;
         let mut cells = vec![Cell::ZERO; sectors as usize];
         let mut opened: BTreeMap<Frame, Bytes> = BTreeMap::new();
         for (block, frame) in map {
@@ -146,6 +144,63 @@ impl Ledger {
             }
         }
         Ok(CloudImage { seq: chain.seq, last: chain.last, cells })
+    }
+
+    /// Where each block of `volume` lies after record `through`, or after the last one, as `cloud` has it.
+    fn map(
+        &self,
+        cloud: &str,
+        told: &str,
+        volume: VolumeId,
+        through: Seq,
+    ) -> Result<(Chain, BTreeMap<u64, Frame>), String> {
+        let mut updates = Vec::new();
+        let chain = self.walk(cloud, told, volume, &mut |seq, record| {
+            if seq <= through {
+                updates.extend_from_slice(&record.body.updates);
+            }
+        });
+        let mut map: BTreeMap<u64, Frame> = BTreeMap::new();
+        if let Some(root) = chain.root {
+            self.load(cloud, root, &mut map)?;
+        }
+        for RunUpdate { start, count, frame } in &updates {
+            for block in start.0..start.0 + count {
+                match frame {
+                    Some(frame) => drop(map.insert(block, *frame)),
+                    None => drop(map.remove(&block)),
+                }
+            }
+        }
+        Ok((chain, map))
+    }
+
+    /// The contents of every block that record `id` says lies somewhere: before it, and after it. `None` is a block that was
+    /// not mapped. The record lies in `cloud`, whose chain it ends.
+    ///
+    /// # Errors
+    /// When something that the cloud's own chain names is missing there or does not open.
+    pub fn moved(
+        &self,
+        cloud: &str,
+        id: &ObjectId,
+        record: &Record,
+        stored: &dyn Fn(&str) -> Option<Bytes>,
+    ) -> Result<Vec<Moved>, String> {
+        let (_, map) = self.map(cloud, cloud, id.volume, Seq(id.number - 1))?;
+        let contents = |frame: &Frame, block: u64| {
+            let at = (block - frame.start.0) as usize * 4096;
+            self.frame(id.volume, frame, stored).map(|contents| contents.slice(at..at + 4096))
+        };
+        let mut moved = Vec::new();
+        for RunUpdate { start, count, frame } in &record.body.updates {
+            for block in start.0..start.0 + count {
+                let before = map.get(&block).map(|frame| contents(frame, block)).transpose()?;
+                let after = frame.map(|frame| contents(&frame, block)).transpose()?;
+                moved.push(Moved { block, before, after });
+            }
+        }
+        Ok(moved)
     }
 
     fn load(&self, cloud: &str, root: ObjectId, map: &mut BTreeMap<u64, Frame>) -> Result<(), String> {

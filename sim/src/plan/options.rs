@@ -36,6 +36,8 @@ pub struct Options {
     pub cache_bytes: u64,
     /// Time before a dead object is deleted.
     pub reclaim_grace_ms: u64,
+    /// Percent of the segments' bytes that must be live, or they are compacted; zero for never.
+    pub compact_live_percent: u8,
     /// Latency of clouds.
     pub cloud_latency_ms_max: u64,
     /// Longest CPU job.
@@ -74,6 +76,7 @@ impl Options {
             checkpoint_records: *rng.pick(&[1, 3, 10, 100]),
             cache_bytes: *rng.pick(&[0, 1 << 20, 4 << 20]),
             reclaim_grace_ms: *rng.pick(&[0, 1_000, 10_000]),
+            compact_live_percent: *rng.weighted(&[(1, 0), (2, 50), (2, 80)]),
             cloud_latency_ms_max: *rng.pick(&[5, 30, 300]),
             compute_ms_max: *rng.pick(&[0, 1, 20]),
             clock_offset_ms: rng.below(1 << 40),

@@ -15,8 +15,11 @@ use velum_node::{
 };
 use velum_protocol::version::{CHECKPOINT_STUB, SEGMENT, SEQUENCE_RECORD};
 
-use super::Planted;
-use crate::{env::Surroundings, guest::pattern::payload};
+use super::{Planted, stale::Staleness};
+use crate::{
+    env::{Surroundings, cloud::SimCloud},
+    guest::pattern::payload,
+};
 
 /// How much too late segments are stored.
 const TOO_LATE: Duration = Duration::from_millis(3_000);
@@ -28,16 +31,18 @@ pub(super) struct BuggyClouds {
     clouds: Rc<dyn Clouds>,
     clock: Rc<dyn Clock>,
     disk: Rc<dyn Disk>,
+    staleness: Rc<Staleness>,
 }
 
 impl BuggyClouds {
-    pub(super) fn new(bug: Planted, around: &Surroundings, env: &Env) -> Self {
+    pub(super) fn new(bug: Planted, around: &Surroundings, env: &Env, secret: [u8; 32]) -> Self {
         Self {
             bug,
             around: around.clone(),
             clouds: Rc::clone(&env.clouds),
             clock: Rc::clone(&env.clock),
             disk: Rc::clone(&env.disk),
+            staleness: Rc::new(Staleness::new(secret)),
         }
     }
 }
@@ -47,7 +52,7 @@ impl Clouds for BuggyClouds {
         let store = self.clouds.open(url, options)?;
         // The first name that the bug of a used name puts its objects under: one of an earlier life.
         let bucket = self.around.clouds.get(url).map(Rc::clone);
-        let used = bucket.and_then(|cloud| {
+        let used = bucket.as_ref().and_then(|cloud| {
             let bucket = cloud.bucket.borrow();
             let segment = bucket.pristine().iter().find(|(_, body)| SEGMENT.check(body).is_ok());
             segment.map(|(name, _)| name.clone())
@@ -58,6 +63,8 @@ impl Clouds for BuggyClouds {
             store,
             clock: Rc::clone(&self.clock),
             disk: Rc::clone(&self.disk),
+            bucket,
+            staleness: Rc::clone(&self.staleness),
             lies: Rc::default(),
             records: Cell::new(0),
             last_segment: RefCell::default(),
@@ -74,6 +81,9 @@ struct BuggyStore {
     store: Rc<dyn CloudStore>,
     clock: Rc<dyn Clock>,
     disk: Rc<dyn Disk>,
+    /// What it holds.
+    bucket: Option<Rc<SimCloud>>,
+    staleness: Rc<Staleness>,
     /// Lengths of objects that the node believes stored.
     lies: Rc<RefCell<BTreeMap<String, u64>>>,
     records: Cell<u64>,
@@ -160,6 +170,13 @@ impl CloudStore for BuggyStore {
                 let used = self.used.take().unwrap_or_default();
                 self.lies.borrow_mut().insert(name.to_owned(), body.len() as u64);
                 self.store.put(&used, body)
+            }
+            Planted::StaleRelocation if is_record => {
+                let body = match &self.bucket {
+                    Some(cloud) => self.staleness.spoil(name, body, cloud.bucket.borrow().pristine()),
+                    None => body,
+                };
+                self.store.put(name, body)
             }
             Planted::ReadableData if is_segment => self.log_data(name, body),
             _ => self.store.put(name, body),

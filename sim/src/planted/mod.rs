@@ -6,6 +6,7 @@
 
 mod clouds;
 mod disk;
+mod stale;
 
 use std::rc::Rc;
 
@@ -49,6 +50,8 @@ pub enum Planted {
     DeletedTooEarly,
     /// 26: a name is used again after a restart.
     ReusedName,
+    /// A compaction moves a block that was overwritten since.
+    StaleRelocation,
     /// 37: a nonce is used for two seals.
     ReusedNonce,
     /// Guests' data is written to a file in the clear.
@@ -58,7 +61,7 @@ pub enum Planted {
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 17] = [
+pub const ALL: [Planted; 18] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -73,6 +76,7 @@ pub const ALL: [Planted; 17] = [
     Planted::TrimBeforeDurable,
     Planted::DeletedTooEarly,
     Planted::ReusedName,
+    Planted::StaleRelocation,
     Planted::ReusedNonce,
     Planted::ReadableData,
     Planted::AcceptedEmptied,
@@ -125,9 +129,9 @@ fn rotten_ends(guests_ms: u64) -> Vec<Event> {
 }
 
 impl Planted {
-    /// `env` as a node with the bug sees it.
+    /// `env` as a node with the bug sees it, whose root key is `secret`.
     #[must_use]
-    pub fn into_env(self, around: &Surroundings, env: Env) -> Env {
+    pub fn into_env(self, around: &Surroundings, env: Env, secret: [u8; 32]) -> Env {
         match self {
             Self::AckBeforeAppend
             | Self::BarrierWithoutSync
@@ -147,9 +151,10 @@ impl Planted {
             | Self::TrimBeforeDurable
             | Self::DeletedTooEarly
             | Self::ReusedName
+            | Self::StaleRelocation
             | Self::ReadableData
             | Self::AcceptedEmptied => {
-                let clouds = clouds::BuggyClouds::new(self, around, &env);
+                let clouds = clouds::BuggyClouds::new(self, around, &env, secret);
                 Env { clouds: Rc::new(clouds), ..env }
             }
         }

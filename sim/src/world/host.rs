@@ -117,7 +117,7 @@ impl Host {
         let life = Rc::<Life>::default();
         let mut env = self.env(&life);
         if let Some(planted) = self.planted {
-            env = planted.into_env(&self.around, env);
+            env = planted.into_env(&self.around, env, self.secret);
         }
         let (commands, received) = mpsc::channel(16);
         self.condition.replace(Condition::Starting);
@@ -265,5 +265,6 @@ fn config(around: &Surroundings, options: &Options) -> NodeConfig {
     config.cache.disk_bytes = Size::from_bytes(options.cache_bytes);
     config.checkpoint.records = options.checkpoint_records;
     config.reclaim.grace = std::time::Duration::from_millis(options.reclaim_grace_ms);
+    config.compact.live_percent = options.compact_live_percent;
     config
 }

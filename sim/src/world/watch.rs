@@ -7,7 +7,7 @@ use velum_node::keyring::{Keyring, ObjectKind};
 use velum_protocol::id::{ClusterId, Jseq, Seq, VolumeId};
 
 use crate::{
-    checker::{Verdict, cry1::Nonces, cry2::Canaries, seq1, seq2, seq3, seq4, seq4::Journaled, seq5},
+    checker::{Verdict, cry1::Nonces, cry2::Canaries, seq1, seq2, seq3, seq4, seq4::Journaled, seq5, seq9},
     env::{
         cloud::{Change, SimCloud},
         disk::Medium,
@@ -135,6 +135,13 @@ impl Watch {
             if entry.is_new {
                 self.sim.count("sequence records", 1);
                 self.judge("SEQ2", seq2::check(ledger.holdings.values(), self.quorum, id, record));
+            }
+            if entry.is_new && record.link.is_empty() {
+                self.sim.count("relocations", 1);
+                let stored = |object: &str| self.clouds[cloud].bucket.borrow().pristine().get(object).cloned();
+                let verdict = ledger.moved(cloud, id, record, &stored).and_then(|moved| seq9::check(&moved));
+                let place = format!("record {} of volume {} in cloud {cloud}", id.number, id.volume);
+                self.judge("SEQ9", verdict.map_err(|why| format!("{place}: {why}")));
             }
         }
         if id.kind == ObjectKind::Stub && entry.is_new {

@@ -20,7 +20,7 @@ use crate::{
 /// somewhat above a multiple of the target makes longer segments, not one that is hardly filled.
 #[must_use]
 pub fn segments(window: &Window) -> Vec<Vec<FramePlan>> {
-    let frames = frames(window);
+    let frames = frames(&window.changes);
     let blocks: usize = frames.iter().map(|frame| frame.blocks.len()).sum();
     let count = (blocks + SEGMENT_BLOCKS_TARGET / 2) / SEGMENT_BLOCKS_TARGET;
     let share = blocks.div_ceil(count.max(1)).max(1);
@@ -52,9 +52,10 @@ pub fn updates(window: &Window, frames: impl Iterator<Item = Frame>) -> Vec<RunU
     updates
 }
 
-fn frames(window: &Window) -> Vec<FramePlan> {
+/// The frames of changes in block order; what they unmap makes none.
+pub(crate) fn frames(changes: &[Change]) -> Vec<FramePlan> {
     let mut frames: Vec<FramePlan> = Vec::new();
-    for change in &window.changes {
+    for change in changes {
         let Change::Data { block, contents } = change else { continue };
         match frames.last_mut().filter(|frame| continues(frame, *block)) {
             Some(frame) => frame.blocks.push(Bytes::clone(contents)),

@@ -8,6 +8,7 @@
 //!
 //! Invariants:
 //! * Windows are contiguous and enter the sequence in order: only the oldest is appended.
+//! * One record is appended at a time, be it a window's or a compaction's.
 //! * Nothing leaves the node for a window before gate 3 has let it through, and a window whose grant was taken back asks
 //!   again before it is appended.
 //! * A window that was cut off stays here until it is in the sequence or this owner is fenced; nothing is given up.
@@ -90,6 +91,20 @@ pub enum Appended {
     Fenced,
 }
 
+/// How the append of a compaction's record went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relocated {
+    /// In the sequence, and the volume knows.
+    Done {
+        /// The record's place.
+        seq: Seq,
+    },
+    /// Nothing was left to move, or it may not be appended now. It is not tried again: a later compaction finds the blocks.
+    GivenUp,
+    /// Another owner's record stands there, or this node is not the owner any more.
+    Fenced,
+}
+
 /// A message, a completion or a timer.
 #[derive(Debug)]
 pub enum Input {
@@ -146,6 +161,13 @@ pub enum Input {
         /// The last position.
         last: Jseq,
     },
+    /// A compaction has stored what it moves and wants its record appended.
+    RelocationOffered,
+    /// The end of the append of a compaction's record.
+    Relocated {
+        /// How it went.
+        outcome: Relocated,
+    },
 }
 
 /// What is to be done.
@@ -187,6 +209,10 @@ pub enum Effect {
         /// The grant to append under.
         grant: u64,
     },
+    /// Append the record of the compaction that was offered.
+    Relocate,
+    /// Nobody takes the compaction that was offered.
+    DropRelocation,
     /// Tell who waits: d2 is reached, or it never will be by this owner.
     Answer {
         /// Who.
@@ -218,6 +244,20 @@ pub enum Phase {
     Appending,
 }
 
+/// Where the record of a compaction stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offer {
+    /// There is none.
+    None,
+    /// It waits for its turn.
+    Waiting {
+        /// A window went before it.
+        passed_over: bool,
+    },
+    /// It goes through Raft.
+    Appending,
+}
+
 #[derive(Debug)]
 struct Flight {
     job: Job,
@@ -238,6 +278,7 @@ pub struct Machine {
     durable: Jseq,
     flights: VecDeque<Flight>,
     freezing: bool,
+    offer: Offer,
     /// Callers and what they wait for, in no order.
     demands: Vec<(Demand, Jseq)>,
     next_job: u64,
@@ -255,6 +296,7 @@ impl Machine {
             durable,
             flights: VecDeque::new(),
             freezing: false,
+            offer: Offer::None,
             demands: Vec::new(),
             next_job: 1,
             fenced: false,
@@ -340,6 +382,10 @@ impl Machine {
     fn fence(&mut self, effects: &mut Vec<Effect>) {
         self.fenced = true;
         self.flights.clear();
+        if matches!(self.offer, Offer::Waiting { .. }) {
+            effects.push(Effect::DropRelocation);
+        }
+        self.offer = Offer::None;
         effects.extend(self.demands.drain(..).map(|(demand, _)| Effect::Answer { demand, durable: false }));
     }
 
@@ -353,9 +399,30 @@ impl Machine {
         });
     }
 
-    /// Appends the oldest window once it is stored.
+    /// Appends what is next, one record at a time: the oldest window once it is stored, or a compaction between two windows.
+    /// Windows go first, but not two of them. A window whose record is sealed has its place in the sequence, and the record
+    /// would not fit behind another one.
+    fn append_next(&mut self, effects: &mut Vec<Effect>) {
+        let oldest = self.flights.front().map(|flight| (flight.phase, flight.record.is_some()));
+        let (stored, placed) = oldest.map_or((false, false), |(phase, placed)| (phase == Phase::Stored, placed));
+        let busy = self.offer == Offer::Appending || oldest.is_some_and(|(phase, _)| phase == Phase::Appending);
+        match self.offer {
+            _ if busy => {}
+            Offer::Waiting { passed_over } if !placed && (passed_over || !stored) => {
+                self.offer = Offer::Appending;
+                effects.push(Effect::Relocate);
+            }
+            Offer::Waiting { .. } if stored => {
+                self.offer = Offer::Waiting { passed_over: true };
+                self.append_oldest(effects);
+            }
+            _ if stored => self.append_oldest(effects),
+            _ => {}
+        }
+    }
+
     fn append_oldest(&mut self, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flights.front_mut().filter(|flight| flight.phase == Phase::Stored) else { return };
+        let Some(flight) = self.flights.front_mut() else { return };
         flight.phase = Phase::Appending;
         effects.push(Effect::Append {
             job: flight.job,
@@ -383,10 +450,20 @@ impl Machine {
         }
     }
 
+    fn relocated(&mut self, outcome: Relocated, effects: &mut Vec<Effect>) {
+        assert_eq!(self.offer, Offer::Appending, "what was offered is appended once");
+        self.offer = Offer::None;
+        if outcome == Relocated::Fenced {
+            self.fence(effects);
+        }
+    }
+
     fn check(&self) {
         assert!(self.flights.len() <= WINDOWS_MAX, "no more windows are under way than allowed");
         let appending = self.flights.iter().skip(1).any(|flight| flight.phase == Phase::Appending);
         assert!(!appending, "only the oldest window is appended");
+        let oldest = self.flights.front().is_some_and(|flight| flight.phase == Phase::Appending);
+        assert!(!oldest || self.offer != Offer::Appending, "one record is appended at a time");
         assert!(!self.fenced || self.flights.is_empty(), "a fenced owner has nothing under way");
     }
 }
@@ -397,8 +474,10 @@ impl actor::Machine for Machine {
 
     fn step(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
         if self.fenced {
-            if let Input::Demanded { demand, .. } = input {
-                effects.push(Effect::Answer { demand, durable: false });
+            match input {
+                Input::Demanded { demand, .. } => effects.push(Effect::Answer { demand, durable: false }),
+                Input::RelocationOffered => effects.push(Effect::DropRelocation),
+                _ => {}
             }
             return;
         }
@@ -438,9 +517,14 @@ impl actor::Machine for Machine {
                 self.durable = self.durable.max(last);
                 self.answer_demands(effects);
             }
+            Input::RelocationOffered => {
+                assert_eq!(self.offer, Offer::None, "one compaction is offered at a time");
+                self.offer = Offer::Waiting { passed_over: false };
+            }
+            Input::Relocated { outcome } => self.relocated(outcome, effects),
         }
         if !self.fenced {
-            self.append_oldest(effects);
+            self.append_next(effects);
             self.freeze_when_due(now, effects);
         }
         let phases: Vec<Phase> = self.phases().collect();

@@ -52,6 +52,8 @@ fn name(effect: &Effect) -> String {
         Effect::Append { job, grant, record, .. } => {
             format!("append {} grant {grant}{}", job.0, if record.is_some() { " again" } else { "" })
         }
+        Effect::Relocate => "relocate".into(),
+        Effect::DropRelocation => "drop relocation".into(),
         Effect::Answer { demand, durable } => format!("answer {} {durable}", demand.0),
         Effect::Show { .. } => "show".into(),
         Effect::ArmTick => "tick".into(),
@@ -196,4 +198,84 @@ fn nothing_to_cut_off_is_no_reason_to_ask_again_at_once() {
     assert_eq!(step(&mut machine, 0, Input::Looked(dirty(8 * MIB, 9))), ["freeze"]);
     assert_eq!(step(&mut machine, 0, Input::Frozen(None)), ["look soon"]);
     assert_eq!(step(&mut machine, 0, Input::LookSoon), ["look"]);
+}
+
+fn relocated(seq: u64) -> Input {
+    Input::Relocated { outcome: Relocated::Done { seq: Seq(seq) } }
+}
+
+/// A machine whose window is under way up to `Granting`, and the window's number.
+fn with_window(first: u64, last: u64) -> Machine {
+    let mut machine = machine();
+    step(&mut machine, 0, Input::Looked(dirty(8 * MIB, last)));
+    step(&mut machine, 0, Input::Frozen(Some(window(first, last))));
+    machine
+}
+
+#[test]
+fn a_compaction_is_appended_while_no_window_is_ready() {
+    let mut machine = with_window(1, 9);
+    assert_eq!(step(&mut machine, 0, Input::RelocationOffered), ["relocate"]);
+    step(&mut machine, 0, allow(1, 70));
+    assert!(step(&mut machine, 0, stored(1)).is_empty(), "one record at a time");
+    assert_eq!(step(&mut machine, 0, relocated(1)), ["append 1 grant 70"]);
+    assert!(step(&mut machine, 0, Input::RelocationOffered).is_empty());
+    assert_eq!(step(&mut machine, 0, appended(1, 2)), ["look", "relocate"]);
+}
+
+#[test]
+fn a_compaction_lets_one_window_go_first_and_no_second_one() {
+    let mut machine = with_window(1, 9);
+    step(&mut machine, 0, allow(1, 70));
+    assert_eq!(step(&mut machine, 0, stored(1)), ["append 1 grant 70"]);
+    step(&mut machine, 0, Input::Looked(dirty(32 * MIB, 51)));
+    step(&mut machine, 0, Input::Frozen(Some(window(10, 51))));
+    step(&mut machine, 0, allow(2, 71));
+    step(&mut machine, 0, stored(2));
+    assert!(step(&mut machine, 0, Input::RelocationOffered).is_empty());
+    assert_eq!(step(&mut machine, 0, appended(1, 1)), ["look", "append 2 grant 71"]);
+    step(&mut machine, 0, Input::Looked(dirty(32 * MIB, 99)));
+    step(&mut machine, 0, Input::Frozen(Some(window(52, 99))));
+    step(&mut machine, 0, allow(3, 72));
+    step(&mut machine, 0, stored(3));
+    assert_eq!(step(&mut machine, 0, appended(2, 2)), ["look", "relocate"]);
+    assert_eq!(step(&mut machine, 0, relocated(3)), ["append 3 grant 72"]);
+}
+
+/// A window's record is sealed for one place in the sequence. When its grant was taken back it waits with that record; a
+/// compaction's record in that place would close the sequence to this owner.
+#[test]
+fn a_compaction_waits_for_a_window_whose_record_has_its_place() {
+    let mut machine = with_window(1, 9);
+    step(&mut machine, 0, allow(1, 1));
+    step(&mut machine, 0, stored(1));
+    step(&mut machine, 0, Input::RecordSealed { job: Job(1), record: record() });
+    assert!(step(&mut machine, 0, Input::RelocationOffered).is_empty());
+    let gone = Input::Appended { job: Job(1), outcome: Appended::GrantGone };
+    assert_eq!(step(&mut machine, 0, gone), ["ask 1"]);
+    assert_eq!(step(&mut machine, 0, allow(1, 2)), ["append 1 grant 2 again"]);
+    assert_eq!(step(&mut machine, 0, appended(1, 1)), ["look", "relocate"]);
+}
+
+#[test]
+fn a_compaction_given_up_makes_room_for_the_next() {
+    let mut machine = machine();
+    assert_eq!(step(&mut machine, 0, Input::RelocationOffered), ["relocate"]);
+    assert!(step(&mut machine, 0, Input::Relocated { outcome: Relocated::GivenUp }).is_empty());
+    assert_eq!(step(&mut machine, 0, Input::RelocationOffered), ["relocate"]);
+    let demanded = Input::Demanded { demand: Demand(5), status: dirty(4096, 3) };
+    step(&mut machine, 0, demanded);
+    step(&mut machine, 0, Input::Frozen(Some(window(1, 3))));
+    assert_eq!(step(&mut machine, 0, Input::Relocated { outcome: Relocated::Fenced }), ["answer 5 false"]);
+    assert_eq!(step(&mut machine, 0, Input::RelocationOffered), ["drop relocation"]);
+}
+
+#[test]
+fn what_a_fenced_owner_was_offered_is_dropped() {
+    let mut machine = with_window(1, 3);
+    step(&mut machine, 0, allow(1, 1));
+    step(&mut machine, 0, stored(1));
+    step(&mut machine, 0, Input::RelocationOffered);
+    let fenced = Input::Appended { job: Job(1), outcome: Appended::Fenced };
+    assert_eq!(step(&mut machine, 0, fenced), ["drop relocation"]);
 }

@@ -6,4 +6,5 @@
 pub mod cut;
 pub(crate) mod grant;
 pub mod machine;
+pub(crate) mod relocate;
 pub(crate) mod shell;

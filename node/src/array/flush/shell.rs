@@ -21,12 +21,13 @@ use velum_protocol::{
 use super::{
     cut, grant,
     machine::{self, Appended, Demand, Effect, Input, Job, LOOK_INTERVAL, Machine, Phase, StoredSegment},
+    relocate,
 };
 use crate::{
     actor::{Handle, Shell},
     array::context::VolumeContext,
     env::{self, compute},
-    keyring::{FramePlan, KeySet, ObjectKind, SealedRecord},
+    keyring::{FramePlan, KeySet, ObjectKind, SealedRecord, SealedSegment},
     metadata::{Rejection, state::Head},
     metrics::{FlushPhase, WorkOutcome},
     volume::messages::{Committed, Window},
@@ -134,6 +135,11 @@ impl Shell<Machine> for FlushShell {
             Effect::Append { job, window, segments, record, grant } => {
                 self.append(Append { job, window, segments, record, grant }, own);
             }
+            Effect::Relocate => {
+                let (context, on_appended) = (self.context.clone(), Rc::clone(&self.on_appended));
+                own.spawn(async move { Input::Relocated { outcome: relocate::run(&context, &*on_appended).await } });
+            }
+            Effect::DropRelocation => self.context.relocation.drop_offer(),
             Effect::Answer { demand, durable } => self.demands.answer(demand, durable),
             Effect::Show { phases, fenced } => (self.on_phases)(phases, fenced),
             Effect::ArmTick if self.context.is_over() => {}
@@ -170,22 +176,32 @@ async fn store_segment(
     number: ObjectNumber,
 ) -> Option<StoredSegment> {
     let array = &context.array;
-    let (incarnation, epoch) = (array.incarnation(), context.epoch);
-    let fresh = array.env.entropy.fresh32();
     let bytes: u64 = plan.iter().flat_map(|frame| &frame.blocks).map(|block| block.len() as u64).sum();
     let began = array.env.clock.now();
-    let sealing = compute::call_background(&*array.env.compute, {
-        let keys = keys.clone();
-        move || keys.newest().map(|newest| keys.seal_segment(&fresh, newest, epoch, (incarnation, number), &plan))
-    });
-    let sealed = sealing.await?;
+    let sealed = seal_segment(context, keys.clone(), plan, number).await?;
     observe(context, FlushPhase::Seal, began);
     let began = array.env.clock.now();
-    array.copies.store(keys.id(ObjectKind::Segment, incarnation, number.0), sealed.stored).await;
+    array.copies.store(keys.id(ObjectKind::Segment, array.incarnation(), number.0), sealed.stored).await;
     observe(context, FlushPhase::Put, began);
     array.metrics.flush.bytes.inc_by(bytes);
     array.metrics.flush.stored_bytes.inc_by(sealed.object.bytes);
     Some(StoredSegment { object: sealed.object, frames: sealed.frames })
+}
+
+/// Seals frames into a segment on the compute pool; `None` when the volume has no keys.
+pub(crate) async fn seal_segment(
+    context: &VolumeContext,
+    keys: KeySet,
+    plan: Vec<FramePlan>,
+    number: ObjectNumber,
+) -> Option<SealedSegment> {
+    let array = &context.array;
+    let (name, epoch) = ((array.incarnation(), number), context.epoch);
+    let fresh = array.env.entropy.fresh32();
+    let sealing = compute::call_background(&*array.env.compute, move || {
+        keys.newest().map(|newest| keys.seal_segment(&fresh, newest, epoch, name, &plan))
+    });
+    sealing.await
 }
 
 /// One attempt to put a stored window into the sequence.
@@ -208,9 +224,11 @@ impl Append {
             updates: cut::updates(&self.window, frames),
         };
         let seq = head.seq.next();
+        let (first, last) = (self.window.first, self.window.last);
+        let link = Link { epoch: context.epoch, first, last, prev_hash: head.chain };
         let record = match self.record {
             Some(record) => record,
-            None => match seal(context, &self.window, head, &body).await {
+            None => match seal_record(context, link, seq, &body).await {
                 Some(record) => record,
                 None => return Appended::Fenced,
             },
@@ -225,8 +243,8 @@ impl Append {
             seq,
             prev_hash: head.chain,
             hash,
-            first: self.window.first,
-            last: self.window.last,
+            first,
+            last,
             journal_chain: self.window.chain,
             record: record.stored,
             objects: body.segments.clone(),
@@ -236,7 +254,7 @@ impl Append {
         match agreed {
             Ok(_) => {
                 let chain = hash;
-                let (last, journal_chain) = (self.window.last, self.window.chain);
+                let journal_chain = self.window.chain;
                 committed(context, Head { seq, chain, last, journal_chain, epoch: context.epoch }, body);
                 Appended::Done { seq }
             }
@@ -246,11 +264,10 @@ impl Append {
     }
 }
 
-/// Seals a window's record on the compute pool; `None` when the volume is gone.
-async fn seal(context: &VolumeContext, window: &Window, head: Head, body: &Body) -> Option<SealedRecord> {
+/// Seals a record on the compute pool; `None` when the volume is gone.
+pub(crate) async fn seal_record(context: &VolumeContext, link: Link, seq: Seq, body: &Body) -> Option<SealedRecord> {
     let keys = context.keys()?;
-    let link = Link { epoch: context.epoch, first: window.first, last: window.last, prev_hash: head.chain };
-    let place = (context.array.incarnation(), head.seq.next());
+    let place = (context.array.incarnation(), seq);
     let fresh = context.array.env.entropy.fresh32();
     let body = body.clone();
     let sealing = compute::call_background(&*context.array.env.compute, move || {
@@ -264,6 +281,7 @@ async fn seal(context: &VolumeContext, window: &Window, head: Head, body: &Body)
 /// The volume takes the record in, at once and in order.
 fn committed(context: &VolumeContext, head: Head, body: Body) {
     let Body { segments, updates, .. } = body;
+    context.relocation.moves.borrow_mut().strike(&updates);
     context.port.committed(Committed { seq: head.seq, last: head.last, segments, updates });
     context.mapped.set(head);
     context.array.metrics.flush.windows.of(WorkOutcome::Done).inc();

@@ -30,7 +30,7 @@ use crate::{
     volume::{
         budget::DirtyBudget,
         machine::{Effect, FetchFailure, Fetched, Input, Parts, Room, Settings, VolumeMachine},
-        messages::{Change, Committed, Operation, Origin, Outcome, Request, Window},
+        messages::{Change, Committed, Moved, Operation, Origin, Outcome, Relocated, Request, Window},
         replay::{Lost, Replay, ReplayError, Start, Stored},
         sealing::{Owner, Sealer},
     },
@@ -112,6 +112,8 @@ pub(super) struct World {
     pub(super) refusals: usize,
     pub(super) passed: u64,
     pub(super) woken: usize,
+    /// Blocks offered to the disk cache because they lie elsewhere now.
+    pub(super) moved: usize,
     pub(super) submits: usize,
     pub(super) budget: Rc<DirtyBudget>,
     pub(super) memory: Rc<RefCell<MemoryCache>>,
@@ -196,6 +198,7 @@ impl World {
             refusals: 0,
             passed: 0,
             woken: 0,
+            moved: 0,
             submits: 0,
             budget,
             memory,
@@ -263,6 +266,7 @@ impl World {
             Effect::FetchFrame { frame, wanted, .. } => self.pending.push(Pending::Frame { frame, wanted }),
             Effect::FetchPage { page, .. } => self.pending.push(Pending::Page { page }),
             Effect::Keep(_) => {}
+            Effect::Moved(blocks) => self.moved += blocks.len(),
             Effect::WakeFlush => self.woken += 1,
             Effect::WakeWaiting => return Some(Input::Room),
             Effect::Press => return Some(Input::Pressure),
@@ -374,6 +378,27 @@ impl World {
         self.outside.committed.push(committed.clone());
         self.step(Input::Committed(committed));
         true
+    }
+
+    /// A compaction moves up to 16 blocks that are in the clouds into one frame of a new segment.
+    pub(super) fn relocate(&mut self, start: u64, count: u64) {
+        let segment = ObjectNumber(self.outside.next_object);
+        self.outside.next_object += 1;
+        let mut mapped = Vec::new();
+        self.machine.map_mut().lookup(BlockIndex(start), count, &mut mapped).unwrap();
+        let (mut moved, mut run) = (Vec::new(), Vec::new());
+        for block in start..start + count {
+            let at = mapped.iter().find(|at| at.start.0 <= block && block < at.start.0 + at.count).unwrap();
+            let from = at.location.unwrap();
+            let place = usize::try_from(block - from.start.0).unwrap() * BLOCK_LEN;
+            let contents = self.outside.frames[&(from.segment, from.frame)].slice(place..place + BLOCK_LEN);
+            moved.push(Moved { block: BlockIndex(block), from, contents: contents.clone() });
+            run.push((block, contents));
+        }
+        let mut updates = Vec::new();
+        self.outside.close_frame(segment, &mut 0, &mut run, &mut updates);
+        let segment = ObjectRef { incarnation: LIFE, number: segment, bytes: 1, hash: Hash([2; 32]) };
+        self.step(Input::Relocated(Relocated { segment, updates, moved }));
     }
 
     pub(super) fn become_durable(&mut self) {
