@@ -38,11 +38,19 @@ def check(holds, text):
         raise Failed(text)
 
 
+def missing(program):
+    """A drill without its tools fails: one that is skipped proves nothing."""
+    return f"`{program}` is not installed; `.ci/run` installs what drills need"
+
+
 def run(*command, timeout=300, quiet=True, okay=(0,), **options):
     """Runs a command to its end; gives its standard output."""
-    result = subprocess.run(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, text=True,
-        stdin=subprocess.DEVNULL, **options)
+    try:
+        result = subprocess.run(
+            [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, text=True,
+            stdin=subprocess.DEVNULL, **options)
+    except FileNotFoundError:
+        raise Failed(missing(command[0])) from None
     if result.returncode not in okay:
         raise Failed(f"`{' '.join(map(str, command))}` ended with {result.returncode}:\n{result.stdout}{result.stderr}")
     if not quiet:
@@ -94,7 +102,10 @@ class Drill(contextlib.AbstractContextManager):
         out = open(log, "ab") if log else subprocess.DEVNULL
         options.setdefault("stdout", out)
         options.setdefault("stderr", out)
-        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, **options)
+        try:
+            process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, **options)
+        except FileNotFoundError:
+            raise Failed(missing(command[0])) from None
         self.processes.append(process)
         return process
 
