@@ -7,6 +7,7 @@
 mod applier;
 mod boot;
 mod create;
+mod crowding;
 mod exports;
 mod files;
 mod frames;

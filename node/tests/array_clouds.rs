@@ -19,10 +19,11 @@ use bytes::Bytes;
 use velum_node::{
     array::{ArraySettings, recover::Verify},
     keyring::{ObjectId, ObjectKind},
+    metadata::state::{RECORD_BYTES_MAX, RecordEntry},
 };
 use velum_protocol::{
     format::metadata::{AclEntry, CloudName, Command, Right},
-    id::{BlockIndex, Jseq, Seq},
+    id::{BlockIndex, Epoch, Hash, Incarnation, Jseq, Seq, VolumeId},
 };
 
 const PAIRS: [[&str; 2]; 3] = [["a", "b"], ["b", "c"], ["a", "c"]];
@@ -519,6 +520,35 @@ fn steady_changes_of_an_acl_hold_no_flush_up() {
             world.apply(Command::SetAcl { volume: VOLUME, entry });
             process.work(50).await;
         }
+        assert_eq!(process.port.durable_last(), Jseq(60));
+    });
+}
+
+/// The records of other volumes had filled the metadata: the owner took that for the end of its epoch, and nothing of the
+/// volume was flushed until the next start.
+#[test]
+fn a_flush_that_finds_no_room_for_its_record_goes_on_when_there_is_some() {
+    run(56, async |world| {
+        let process = world.start().await;
+        process.publish_catalogue().await;
+        let other = VolumeId([9; 16]);
+        let record = RecordEntry {
+            incarnation: Incarnation(1),
+            record: vec![0; RECORD_BYTES_MAX].into(),
+            hash: Hash::ZERO,
+            objects: Vec::new(),
+            first: Jseq(1),
+            last: Jseq(1),
+            epoch: Epoch(1),
+        };
+        let mut crowd = world.state.borrow().volumes[&VOLUME].clone();
+        crowd.records.insert(Seq(1), record);
+        world.state.borrow_mut().volumes.insert(other, crowd);
+        scribble(&world, &process, 60);
+        process.work(30_000).await;
+        assert_eq!(process.port.durable_last(), Jseq(0));
+        world.state.borrow_mut().volumes.remove(&other);
+        process.work(5_000).await;
         assert_eq!(process.port.durable_last(), Jseq(60));
     });
 }

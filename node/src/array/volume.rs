@@ -163,6 +163,11 @@ impl VolumeArray {
         }
     }
 
+    /// Asks for a checkpoint and does not wait for it.
+    pub fn ask_checkpoint(&self) {
+        self.checkpoint_handle().call(checkpoint::Input::Demanded);
+    }
+
     /// Brings everything to a cloud again in which nothing is believed to be any more, and nothing is under way.
     pub fn start_over(&self, cloud: &CloudName) {
         self.wiring.older.forget(cloud);
@@ -258,7 +263,7 @@ impl VolumeArray {
     fn start_reclaim(&self) {
         let machine = reclaim::Machine::new(self.context.array.settings.reclaim_grace);
         let own = self.clone();
-        let ask_checkpoint = Rc::new(move || own.checkpoint_handle().call(checkpoint::Input::Demanded));
+        let ask_checkpoint = Rc::new(move || own.ask_checkpoint());
         let shell = ReclaimShell::new(self.context.clone(), ask_checkpoint, Rc::clone(&self.wiring.older));
         let handle = actor::start(Rc::clone(&self.context.array.env.clock), machine, shell);
         handle.call(reclaim::Input::Tick);

@@ -20,7 +20,7 @@ use super::{
     Assembly, Node,
     applier::{MetadataApplier, RaftProposer},
     boot::{Boot, Unsynced},
-    create,
+    create, crowding,
     exports::{NodeExports, OpenVolumes},
     gauges,
     layout::Layout,
@@ -344,6 +344,7 @@ impl Assembly {
     fn begin(self: &Rc<Self>) {
         actor::spawn((*self.clouds).clone().watch(Rc::clone(&self.env.clock)));
         resync::watch(self);
+        crowding::watch(self);
         gauges::start(self);
     }
 

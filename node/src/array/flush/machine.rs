@@ -3,7 +3,7 @@
 //! ```text
 //! granting -> storing -> stored -> appending -> in the sequence
 //!     ^                                |
-//!     +----- grant taken back ---------+
+//!     +-- grant taken back, no room ---+
 //! ```
 //!
 //! Invariants:
@@ -87,6 +87,8 @@ pub enum Appended {
     },
     /// The grant was taken back; the record is as it was.
     GrantGone,
+    /// There is no room for records until checkpoints are made; the record is as it was.
+    NoRoom,
     /// Another owner's record stands there, or this node is not the owner any more.
     Fenced,
 }
@@ -373,6 +375,11 @@ impl Machine {
                 flight.phase = Phase::Granting;
                 flight.grant = None;
                 effects.push(Effect::Ask { job });
+            }
+            Appended::NoRoom => {
+                flight.phase = Phase::Granting;
+                flight.grant = None;
+                effects.push(Effect::Pause { job });
             }
             Appended::Fenced => self.fence(effects),
         }

@@ -146,6 +146,22 @@ fn a_grant_taken_back_is_asked_for_again_and_the_record_stays_as_it_was() {
     assert_eq!(step(&mut machine, 0, allow(1, 2)), ["append 1 grant 2 again"]);
 }
 
+/// A record that found no room in the metadata closed the volume's sequence to its owner until the next start, although room
+/// comes with the next checkpoint.
+#[test]
+fn a_record_without_room_is_appended_again_later_as_it_was() {
+    let mut machine = machine();
+    step(&mut machine, 0, Input::Looked(dirty(8 * MIB, 9)));
+    step(&mut machine, 0, Input::Frozen(Some(window(1, 9))));
+    step(&mut machine, 0, allow(1, 1));
+    step(&mut machine, 0, stored(1));
+    step(&mut machine, 0, Input::RecordSealed { job: Job(1), record: record() });
+    let full = Input::Appended { job: Job(1), outcome: Appended::NoRoom };
+    assert_eq!(step(&mut machine, 0, full), ["pause 1"]);
+    assert_eq!(step(&mut machine, 0, Input::AskAgain { job: Job(1) }), ["ask 1"]);
+    assert_eq!(step(&mut machine, 0, allow(1, 2)), ["append 1 grant 2 again"]);
+}
+
 #[test]
 fn a_demand_is_answered_when_all_that_was_written_before_it_is_at_d2() {
     let mut machine = machine();

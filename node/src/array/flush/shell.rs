@@ -259,6 +259,10 @@ impl Append {
                 Appended::Done { seq }
             }
             Err(Rejection::NoGrant) => Appended::GrantGone,
+            Err(Rejection::RecordsFull) => {
+                tracing::warn!(volume = %context.volume, %seq, "the metadata has no room for the record until checkpoints are made");
+                Appended::NoRoom
+            }
             Err(rejection) => fenced(context, seq, hash, &rejection),
         }
     }
