@@ -22,7 +22,7 @@ use cluster::{
     support::{Crash, CrashDisk},
 };
 use velum_node::{
-    array::recover::{RecoverError, Recovered, Verify},
+    array::recover::{RecoverError, Recovered, Standing, Verify},
     keyring::{IDENTITY_NAME, ObjectId, ObjectKind, slots_name},
 };
 use velum_protocol::{
@@ -304,45 +304,176 @@ fn a_cloud_rolled_back_does_not_roll_the_volume_back() {
     }
 }
 
+/// How a cloud goes bad as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ruin {
+    /// Everything is gone.
+    Emptied,
+    /// Every object has some bits flipped, or is cut, or too long.
+    Hurt,
+    /// Every object is random bytes as long as it was.
+    Random,
+    /// It is the cloud of another cluster now.
+    Replaced,
+}
+
+const RUINS: [(Ruin, Standing); 4] = [
+    (Ruin::Emptied, Standing::Empty),
+    (Ruin::Hurt, Standing::Damaged),
+    (Ruin::Random, Standing::Damaged),
+    (Ruin::Replaced, Standing::Foreign),
+];
+
+/// The contents of the cloud of a cluster that has nothing to do with this one.
+async fn foreign_contents() -> std::collections::BTreeMap<String, bytes::Bytes> {
+    let other = Cluster::new(91);
+    other.secret.set(std::array::from_fn(|place| u8::try_from(place * 5 + 3).unwrap()));
+    let process = other.founded().await;
+    process.flush("demo").await.unwrap();
+    other.cloud("b").contents()
+}
+
+async fn ruin(cluster: &Cluster, cloud: &str, how: Ruin) {
+    let names: Vec<String> = cluster.cloud(cloud).names().into_iter().map(|(name, _)| name).collect();
+    match how {
+        Ruin::Emptied => cluster.cloud(cloud).wipe(),
+        Ruin::Hurt => names.iter().for_each(|name| injure(cluster, cloud, name)),
+        Ruin::Random => {
+            let rng = &cluster.rng;
+            for name in &names {
+                cluster
+                    .cloud(cloud)
+                    .damage(name, |bytes| bytes.iter_mut().for_each(|byte| *byte = rng.below(256) as u8));
+            }
+        }
+        Ruin::Replaced => cluster.cloud(cloud).roll_back(&foreign_contents().await),
+    }
+}
+
+/// A cloud that is found to hold nothing of the cluster is the faulty one of three: the operator was asked to accept it as
+/// missing, although waiting could not have made it better, and a damaged identity kept the node from ever using it again.
 #[test]
-fn an_emptied_cloud_counts_as_missing_and_is_filled_again_afterwards() {
-    run(80, async |cluster| {
-        let (process, mut history) = with_history(&cluster, 6).await;
-        process.crash(Crash::LoseAll);
-        cluster.cloud("a").wipe();
-        let refused = cluster.recover(&CLOUDS, &[], Verify::Present).await.map(drop).unwrap_err();
-        assert!(refused.to_string().contains("there is no identity object"), "{refused}");
-        let recovered = cluster.recover(&CLOUDS, &["a"], Verify::Full).await.unwrap();
-        assert!(recovered.report.clouds[0].refused.is_some());
-        assert!(cluster.cloud("a").names().is_empty(), "nothing is written to a cloud that is not known to be ours");
-        let process = serve(&cluster, &recovered, &mut history).await;
-        process.converge().await;
-        process.work(60_000).await;
-        assert_eq!(cluster.differences(&process.state()), Default::default(), "all clouds hold the same");
-    });
+fn a_cloud_that_is_bad_as_a_whole_is_the_faulty_one_and_is_filled_again() {
+    for (place, (how, standing)) in RUINS.into_iter().enumerate() {
+        for (victim, verify) in [("a", Verify::Present), ("b", Verify::Full)] {
+            run(80 + place as u64, async |cluster| {
+                let (process, mut history) = with_history(&cluster, 6).await;
+                process.crash(Crash::LoseAll);
+                ruin(&cluster, victim, how).await;
+                let ruined = cluster.cloud(victim).contents();
+                let recovered = cluster.recover(&CLOUDS, &[], verify).await.unwrap();
+                expect_sound(&recovered);
+                let report = &recovered.report;
+                assert!(report.shows_damage());
+                assert!(report.assumption.contains("none of the others lies"), "{}", report.assumption);
+                assert!(report.assumption.contains(&format!("({victim})")), "{}", report.assumption);
+                for cloud in &report.clouds {
+                    if cloud.name == victim {
+                        assert_eq!(cloud.standing, standing, "{how:?} {cloud:#?}");
+                        assert!(!cloud.why.is_empty() && cloud.authentic.is_empty(), "{cloud:#?}");
+                        assert_eq!(cloud.unmended, 0, "{cloud:#?}");
+                        assert_eq!(
+                            cloud.corrupt.values().sum::<u64>() > 0,
+                            standing == Standing::Damaged,
+                            "{cloud:#?}"
+                        );
+                    } else {
+                        assert_eq!(cloud.standing, Standing::Good);
+                        assert!(cloud.missing.is_empty() && cloud.corrupt.is_empty(), "{cloud:#?}");
+                    }
+                }
+                if standing != Standing::Damaged {
+                    assert_eq!(cluster.cloud(victim).contents(), ruined, "recovery writes nothing there");
+                }
+                let process = serve(&cluster, &recovered, &mut history).await;
+                write_history(&cluster, &process, &mut history, 2).await;
+                if how == Ruin::Replaced {
+                    process.work(60_000).await;
+                    assert_eq!(
+                        cluster.cloud(victim).contents(),
+                        ruined,
+                        "a cloud of another cluster is never written to"
+                    );
+                    // The operator gives the cluster a place of its own under the same URL.
+                    cluster.cloud(victim).wipe();
+                }
+                expect_filled_again(&cluster, process, &mut history, victim).await;
+            });
+        }
+    }
+}
+
+/// The cloud reaches the head, holds the same as the others, and is as good as they are for the next recovery.
+async fn expect_filled_again(cluster: &Rc<Cluster>, process: Process, history: &mut History, cloud: &str) {
+    process.converge().await;
+    process.work(60_000).await;
+    assert_eq!(cluster.differences(&process.state()), Default::default(), "all clouds hold the same");
+    process.crash(Crash::LoseAll);
+    cluster.cloud("c").wipe();
+    let recovered = cluster.recover(&CLOUDS, &[], Verify::Full).await.unwrap();
+    expect_sound(&recovered);
+    let report = recovered.report.clouds.iter().find(|report| report.name == cloud).unwrap();
+    assert_eq!(report.standing, Standing::Good);
+    assert!(report.corrupt.is_empty() && report.missing.is_empty(), "{report:#?}");
+    serve(cluster, &recovered, history).await;
 }
 
 #[test]
-fn a_cloud_of_another_cluster_is_left_alone() {
-    run(90, async |cluster| {
-        let other = Cluster::new(91);
-        other.secret.set([3; 32].map(|byte: u8| byte ^ 0x5a));
-        other.secret.set(std::array::from_fn(|place| u8::try_from(place * 5 + 3).unwrap()));
-        let foreign_process = other.founded().await;
-        foreign_process.flush("demo").await.unwrap();
-        let foreign = other.cloud("b").contents();
-        let (process, mut history) = with_history(&cluster, 3).await;
+fn two_bad_clouds_of_three_are_refused_each_with_its_reason_and_nothing_is_changed() {
+    for (place, (left, _)) in RUINS.into_iter().enumerate() {
+        for (right, _) in RUINS {
+            run(800 + place as u64, async |cluster| {
+                let (process, _) = with_history(&cluster, 2).await;
+                process.crash(Crash::LoseAll);
+                ruin(&cluster, "a", left).await;
+                ruin(&cluster, "c", right).await;
+                let before = cluster.contents();
+                for accepted in [&[][..], &["a"], &["a", "c"]] {
+                    let refused = cluster.recover(&CLOUDS, accepted, Verify::Full).await.map(drop).unwrap_err();
+                    assert!(matches!(refused, RecoverError::TooFew { given: 1, needed: 2, .. }), "{refused}");
+                    let told = refused.to_string();
+                    assert!(told.contains("of cloud a, ") && told.contains("of cloud c, "), "{told}");
+                }
+                assert_eq!(cluster.contents(), before, "a recovery that stops changes nothing");
+            });
+        }
+    }
+}
+
+/// With a damaged identity a cloud of good objects was read by the recovery, and then refused by the node for ever.
+#[test]
+fn damaged_key_objects_are_written_anew_so_that_the_node_takes_the_cloud() {
+    for (place, lost) in [false, true].into_iter().enumerate() {
+        for name in [IDENTITY_NAME.to_owned(), slots_name(1)] {
+            run(900 + place as u64, async |cluster| {
+                let (process, mut history) = with_history(&cluster, 4).await;
+                process.crash(Crash::LoseAll);
+                let good = cluster.cloud("b").contents()[&name].clone();
+                if lost {
+                    cluster.cloud("b").lose(&name)
+                } else {
+                    injure(&cluster, "b", &name)
+                }
+                let recovered = cluster.recover(&CLOUDS, &[], Verify::Present).await.unwrap();
+                assert_eq!((recovered.report.clouds[1].mended, recovered.report.clouds[1].unmended), (1, 0));
+                assert_eq!(cluster.cloud("b").contents()[&name], good);
+                let process = serve(&cluster, &recovered, &mut history).await;
+                expect_filled_again(&cluster, process, &mut history, "b").await;
+            });
+        }
+    }
+}
+
+#[test]
+fn a_cloud_that_is_no_cloud_of_the_cluster_cannot_be_accepted_as_missing() {
+    run(95, async |cluster| {
+        let (process, _) = with_history(&cluster, 2).await;
         process.crash(Crash::LoseAll);
-        cluster.cloud("b").roll_back(&foreign);
-        let refused = cluster.recover(&CLOUDS, &[], Verify::Present).await.map(drop).unwrap_err();
-        assert!(refused.to_string().contains("another cluster"), "{refused}");
-        let recovered = cluster.recover(&CLOUDS, &["b"], Verify::Full).await.unwrap();
-        assert_eq!(cluster.cloud("b").contents(), foreign);
-        let process = serve(&cluster, &recovered, &mut history).await;
-        let mut more = History { reference: history.reference, durable: 0 };
-        write_history(&cluster, &process, &mut more, 3).await;
-        expect_all(&process, &more.reference).await;
-        assert_eq!(cluster.cloud("b").contents(), foreign, "a cloud of another cluster is never written to");
+        let before = cluster.contents();
+        let refused = cluster.recover(&CLOUDS, &["d"], Verify::Present).await.map(drop).unwrap_err();
+        assert!(matches!(refused, RecoverError::NotListed { .. }), "{refused}");
+        assert!(refused.to_string().contains("a, b, c"), "{refused}");
+        assert_eq!(cluster.contents(), before, "a recovery that stops changes nothing");
     });
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use velum_node::{
-    array::recover::{self, CloudAt, Plan, Recovered, Report, Verify},
+    array::recover::{self, CloudAt, Plan, RecoverError, Recovered, Report, Standing, Verify},
     config::{CloudConfig, KeyConfig, NodeConfig},
     env::Env,
     node,
@@ -86,7 +86,7 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
         let spinner = output::spinner("recovering");
         let found = recover::recover(&env, &plan, &|step| spinner.set_message(step.to_owned())).await;
         spinner.finish_and_clear();
-        let found = found.map_err(|error| Failure::told(&error))?;
+        let found = found.map_err(|error| refusal(&error))?;
         adopt(&env, &dir, &config, &resolved, &found).await?;
         Ok::<_, Failure>(found.report)
     })??;
@@ -98,6 +98,14 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
         return Err(Failure::new(what, "bring back a cloud that holds them, and recover into another directory"));
     }
     Ok(())
+}
+
+/// Why a recovery was refused; what the command line got wrong is told apart.
+fn refusal(error: &RecoverError) -> Failure {
+    match error {
+        RecoverError::NotListed { .. } => Failure::usage(error.to_string(), "leave it out, or name one of these"),
+        _ => Failure::told(error),
+    }
 }
 
 /// Writes the recovered node and its settings.
@@ -148,16 +156,20 @@ impl Table for Report {
         }
         for cloud in &self.clouds {
             let sum = |counts: &std::collections::BTreeMap<&'static str, u64>| counts.values().sum::<u64>();
-            let found = match (&cloud.refused, cloud.answered) {
-                (Some(why), _) => format!("not used: {why}"),
-                (None, false) => "did not answer".to_owned(),
-                (None, true) => {
-                    let (authentic, corrupt, missing) =
-                        (sum(&cloud.authentic), sum(&cloud.corrupt), sum(&cloud.missing));
-                    format!("{authentic} objects authentic, {corrupt} corrupt, {missing} missing")
-                }
+            let (authentic, corrupt, missing) = (sum(&cloud.authentic), sum(&cloud.corrupt), sum(&cloud.missing));
+            let objects = format!("{authentic} objects authentic, {corrupt} corrupt, {missing} missing");
+            let found = match cloud.standing {
+                Standing::Good => objects,
+                Standing::Damaged => format!("counted as holding nothing: {}; {objects}", cloud.why),
+                Standing::Empty | Standing::Foreign => format!("counted as holding nothing: {}", cloud.why),
+                Standing::Silent | Standing::Absent => format!("missing: {}", cloud.why),
             };
             rows.push(vec![format!("cloud {}", cloud.name), found]);
+            if cloud.mended + cloud.unmended > 0 {
+                let mended = format!("{} of {} damaged objects replaced", cloud.mended, cloud.mended + cloud.unmended);
+                rows.push(row(&["  mended", &mended]));
+            }
+            rows.push(row(&["  follows", cloud.follows]));
             rows.extend(cloud.details.iter().map(|detail| row(&["  fault", detail])));
         }
         rows

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use velum_protocol::{
-    format::claim::{Claim, ClaimedHead},
+    format::{
+        claim::{Claim, ClaimedHead},
+        metadata::CloudName,
+    },
     id::VolumeId,
 };
 
@@ -35,12 +39,17 @@ pub(super) async fn claim(
     let stored = keyring.seal_claim(&env.entropy.fresh32(), &claim);
     let name = keyring.object_name(&Keyring::claim_id(incarnation));
     let held = sources.create_everywhere(&name, &stored).await;
-    if held.iter().any(|other| *other != stored) {
+    // What is no claim at all is damage, not a rival.
+    let is_rival = |other: &Bytes| *other != stored && keyring.open_claim(incarnation, other).is_ok();
+    if held.iter().any(|(_, other)| is_rival(other)) {
         return Err(RecoverError::Claimed(incarnation));
     }
+    // Nodes of the old life and other recoveries look into the catalogue's clouds only.
+    let is_listed = |name: &CloudName| history.catalogue.clouds.iter().any(|cloud| cloud.name == *name);
+    let told = held.iter().filter(|(source, other)| *other == stored && is_listed(&source.name)).count();
     let quorum = usize::try_from(history.catalogue.quorum).unwrap_or(usize::MAX);
-    if held.len() < quorum {
-        return Err(RecoverError::ClaimNotStored { stored: held.len(), quorum });
+    if told < quorum {
+        return Err(RecoverError::ClaimNotStored { stored: told, quorum });
     }
     Ok(())
 }

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use velum_protocol::id::ClusterId;
+use velum_protocol::{
+    id::ClusterId,
+    version::{self, LEAD_BYTES},
+};
 
 use super::{
     RecoverError,
-    source::{Found, Source, Sources},
+    source::{Fixed, Found, Source, Sources},
 };
 use crate::{
     cloud::identity::Identity,
@@ -123,27 +126,63 @@ fn only_cluster(found: &[(&str, Keyring, Identity)]) -> Result<(), RecoverError>
 /// holds will tell.
 fn judge(answer: &Answers<'_>, cluster: ClusterId, good: &Identity) {
     let Answers { source, identity, slots } = answer;
-    let found = match identity {
+    let identity_found = match identity {
         Ok(object) if *object == good.object => Found::Authentic(()),
-        Ok(object) => {
-            let other = velum_protocol::format::slot::Identity::decode(object).ok();
-            let foreign = other.is_some_and(|other| other.cluster != cluster);
-            source.doubt(if foreign { "it holds another cluster" } else { "its identity object is damaged" });
-            Found::Corrupt
-        }
-        Err(CloudStoreError::NotFound) => {
-            source.doubt("it holds no cluster: there is no identity object");
-            Found::Missing
-        }
+        Ok(_) | Err(CloudStoreError::Refused(_)) => Found::Corrupt,
+        Err(CloudStoreError::NotFound) => Found::Missing,
         Err(_) => Found::Silent,
     };
-    source.count(IDENTITY, IDENTITY_NAME, &found, "it is not the cluster's");
     let name = slots_name(good.generation);
-    let found = match slots.get(&good.generation) {
+    let slots_found = match slots.get(&good.generation) {
         Some(object) if *object == good.slots => Found::Authentic(()),
         Some(_) => Found::Corrupt,
         None if source.failed().is_none() => Found::Missing,
         None => Found::Silent,
     };
-    source.count(SLOTS, &name, &found, "they are not the newest ones");
+    let is_good = |found: &Found<()>| matches!(found, Found::Authentic(()));
+    let is_foreign = identity.iter().chain(slots.values()).any(|object| names_another(object, cluster));
+    source.set_fixed(match () {
+        () if is_foreign => Fixed::Foreign,
+        () if is_good(&identity_found) && is_good(&slots_found) => Fixed::Good,
+        () => Fixed::Wanting,
+    });
+    let why = if is_foreign { "it is another cluster's" } else { "it is damaged" };
+    source.count(IDENTITY, IDENTITY_NAME, &identity_found, why);
+    source.count(SLOTS, &name, &slots_found, "they are not the newest ones, or damaged");
+}
+
+/// True for an identity or slots object that begins as they do and names a cluster that is not this one with some bytes
+/// changed: of 16 random bytes, another cluster's share hardly one with these. What cannot be read at all names nobody.
+fn names_another(object: &Bytes, cluster: ClusterId) -> bool {
+    let begins = [version::IDENTITY, version::SLOTS].iter().any(|format| object.starts_with(&format.magic));
+    let Some(named) = object.get(LEAD_BYTES..LEAD_BYTES + cluster.0.len()) else { return false };
+    let same = named.iter().zip(&cluster.0).filter(|(named, own)| named == own).count();
+    begins && same < cluster.0.len() / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_identity_names_nobody_else() {
+        let cluster = ClusterId(std::array::from_fn(|place| u8::try_from(place * 11 + 3).unwrap()));
+        let own = [&version::IDENTITY.lead()[..], &cluster.0, &[9; 32]].concat();
+        for damage in 0..own.len() {
+            let mut hurt = own.clone();
+            hurt[damage] ^= 0x40;
+            assert!(!names_another(&hurt.into(), cluster), "byte {damage}");
+            assert!(!names_another(&Bytes::copy_from_slice(&own[..damage]), cluster), "cut at {damage}");
+        }
+        assert!(!names_another(&Bytes::from(vec![7; 56]), cluster), "what is no identity names nobody");
+    }
+
+    #[test]
+    fn another_clusters_identity_and_slots_are_known_whatever_their_version() {
+        let cluster = ClusterId([1; 16]);
+        for lead in [version::IDENTITY.lead(), version::SLOTS.lead(), *b"VLid\x07\0\0\0"] {
+            let object = [&lead[..], &[2; 16], &[9; 32]].concat();
+            assert!(names_another(&object.into(), cluster));
+        }
+    }
 }

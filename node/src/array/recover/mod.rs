@@ -16,15 +16,19 @@
 //! was used. Two authentic records of one place are a fork, and stop the recovery. A cloud that has a later record without
 //! the one before has lost something: more of those than may lie are a gap, and stop the recovery too.
 //!
-//! A cloud that was given and does not answer every question is a missing one, whatever it answered before: what it did not
-//! say may be the head.
+//! A cloud that answers and shows nothing of the cluster is a liar found out: empty, damaged from its identity on, or another
+//! cluster's. It counts as holding nothing and takes its place among those that may lie, without a word of the operator, who
+//! could not do better by waiting. A cloud that was given and does not answer every question is a missing one, whatever it
+//! answered before: what it did not say may be the head, so the operator must accept that.
 //!
-//! Recovery only reads until its last step; it can be broken off and repeated at any point. What it gives back is handed to
-//! the node assembly, which writes it to a new directory.
+//! Recovery only reads until it claims; it can be broken off and repeated at any point. After that [`mend`] replaces what was
+//! seen to be damaged, a damaged identity included, so that the node can bring each cloud the rest; what is another cluster's
+//! is never written over. What recovery gives back is handed to the node assembly, which writes it to a new directory.
 
 mod claim;
 mod keys;
 mod lives;
+mod mend;
 mod report;
 mod source;
 mod verify;
@@ -37,7 +41,7 @@ use velum_protocol::{
     id::{Hash, Incarnation},
 };
 
-pub use report::{CloudReport, Report, VolumeReport};
+pub use report::{CloudReport, Report, Standing, VolumeReport};
 use source::Sources;
 
 use crate::{
@@ -123,7 +127,15 @@ pub enum RecoverError {
     /// No cloud has a readable catalogue record.
     #[error("no cloud has a readable catalogue record; there is nothing that says which volumes there were")]
     NoCatalogue,
-    /// A cloud of the catalogue cannot be counted on, and was not accepted as missing.
+    /// A cloud to be accepted as missing is none of the cluster's.
+    #[error("the catalogue lists no cloud {cloud} that could be missing; it lists {known}")]
+    NotListed {
+        /// The name.
+        cloud: String,
+        /// The catalogue's names.
+        known: String,
+    },
+    /// A cloud of the catalogue is absent or silent, and was not accepted as missing.
     #[error(
         "the catalogue lists cloud {cloud}, and {why}; give it, or say `--accept-missing {cloud}`: then no other cloud may be faulty"
     )]
@@ -135,17 +147,19 @@ pub enum RecoverError {
     },
     /// Fewer clouds than hold every cloud-durable write for sure.
     #[error(
-        "{given} of {all} clouds answered, and a cloud-durable write may lie on {quorum} others; at least {needed} are needed"
+        "{given} of {all} clouds can be counted on, and a cloud-durable write may lie on {quorum} others; at least {needed} are needed: {why}; bring one of them back"
     )]
     TooFew {
-        /// Clouds that answered.
+        /// Clouds that are good.
         given: usize,
         /// Clouds in the catalogue.
         all: usize,
         /// How many clouds hold what is cloud-durable.
         quorum: usize,
-        /// How many must answer.
+        /// How many must be good.
         needed: usize,
+        /// What is wrong with each of the others.
+        why: String,
     },
     /// Two authentic records for one place.
     #[error(
@@ -201,12 +215,12 @@ pub async fn recover(env: &Env, plan: &Plan, progress: &dyn Fn(&str)) -> Result<
     let (keyring, identity) = keys::find(&sources, &plan.secret).await?;
     progress("looking for the newest catalogue record");
     let history = lives::find(&sources, &keyring).await?;
-    sources.leave_out_useless();
+    sources.sort_out();
     let presence = judge_presence(&sources, &history, plan)?;
     let mut sequences = Vec::new();
     for entry in &history.catalogue.volumes {
         progress(&format!("reading the sequence of volume {}", entry.name));
-        sequences.push((entry, volume::find(&sources, &keyring, &history, entry, presence.spare).await?));
+        sequences.push((entry, volume::find(&sources, &keyring, &history, entry, presence.spare()).await?));
     }
     // Once more: a cloud that fell silent meanwhile may have kept the head to itself.
     let assumption = judge_presence(&sources, &history, plan)?.in_words();
@@ -216,12 +230,14 @@ pub async fn recover(env: &Env, plan: &Plan, progress: &dyn Fn(&str)) -> Result<
     let mut reports = Vec::new();
     for (entry, found) in sequences {
         progress(&format!("checking the objects of volume {}", entry.name));
-        let damaged = verify::check(&sources, &keyring, &found, plan.verify).await;
+        let damaged = verify::check(&sources, &keyring, &found, plan).await;
         reports.push(found.report(entry, damaged));
         volumes.insert(entry.volume, found.into_state(env, &keyring, entry, (incarnation, change)));
     }
     progress(&format!("claiming incarnation {incarnation}"));
     claim::claim(env, &sources, &keyring, &history, &volumes).await?;
+    progress("putting right what is damaged");
+    mend::mend(&sources, &identity).await;
     let mut state = State::new(keyring.cluster(), entries(&plan.clouds), new_quorum(plan.clouds.len()));
     state.incarnation = incarnation;
     state.volumes = volumes;
@@ -233,7 +249,7 @@ pub async fn recover(env: &Env, plan: &Plan, progress: &dyn Fn(&str)) -> Result<
         incarnation,
         assumption,
         verified: plan.verify.in_words(),
-        clouds: sources.reports(),
+        clouds: mend::reports(&sources, &history, plan),
         volumes: reports,
     };
     Ok(Recovered { identity, keyring, state, report })
@@ -251,53 +267,83 @@ struct History {
     hash: Hash,
 }
 
-/// How many of the catalogue's clouds a recovery has, and how many it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The catalogue's clouds as a recovery finds them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Presence {
-    all: usize,
-    given: usize,
-    /// How many of those that were given may lie or be stale.
-    spare: usize,
+    good: usize,
+    /// How many must be good.
+    needed: usize,
+    /// Those that answer and hold nothing of the cluster.
+    bad: Vec<String>,
+    /// Those that are absent or silent, and accepted as missing.
+    missing: Vec<String>,
 }
 
 /// Compares the clouds that answered with the catalogue's.
 fn judge_presence(sources: &Sources, history: &History, plan: &Plan) -> Result<Presence, RecoverError> {
-    let all = history.catalogue.clouds.len();
-    let quorum = usize::try_from(history.catalogue.quorum).unwrap_or(usize::MAX);
-    let mut given: usize = 0;
-    for cloud in &history.catalogue.clouds {
-        match sources.absence(&cloud.name) {
-            None => given += 1,
-            Some(_) if plan.accept_missing.contains(&cloud.name) => {}
-            Some(why) => return Err(RecoverError::Missing { cloud: cloud.name.0.clone(), why }),
+    let clouds = &history.catalogue.clouds;
+    if let Some(stranger) = plan.accept_missing.iter().find(|name| clouds.iter().all(|cloud| cloud.name != **name)) {
+        let known = clouds.iter().map(|cloud| cloud.name.0.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(RecoverError::NotListed { cloud: stranger.0.clone(), known });
+    }
+    let (all, quorum) = (clouds.len(), usize::try_from(history.catalogue.quorum).unwrap_or(usize::MAX));
+    // What is cloud-durable is on a quorum of clouds, so that many must be good to hear of it from one that is honest.
+    let faulty = all.saturating_sub(quorum);
+    let mut presence = Presence { needed: all.saturating_sub(faulty), ..Presence::default() };
+    let (mut reasons, mut unaccepted) = (Vec::new(), None);
+    for cloud in clouds {
+        let (standing, why) = sources.standing(&cloud.name);
+        let name = cloud.name.0.clone();
+        if standing != Standing::Good {
+            reasons.push(format!("of cloud {name}, {why}"));
+        }
+        match standing {
+            Standing::Good => presence.good += 1,
+            Standing::Empty | Standing::Damaged | Standing::Foreign => presence.bad.push(name),
+            Standing::Silent | Standing::Absent if plan.accept_missing.contains(&cloud.name) => {
+                presence.missing.push(name);
+            }
+            Standing::Silent | Standing::Absent => {
+                unaccepted.get_or_insert(RecoverError::Missing { cloud: name, why });
+            }
         }
     }
-    // What is cloud-durable is on a quorum of clouds, so that many must answer to hear of it from one that is honest.
-    let faulty = all.saturating_sub(quorum);
-    let needed = all.saturating_sub(faulty);
-    match given.checked_sub(needed) {
-        Some(spare) => Ok(Presence { all, given, spare }),
-        None => Err(RecoverError::TooFew { given, all, quorum, needed }),
+    if presence.good < presence.needed {
+        let (given, needed) = (presence.good, presence.needed);
+        return Err(RecoverError::TooFew { given, all, quorum, needed, why: reasons.join("; ") });
     }
+    unaccepted.map_or(Ok(presence), Err)
 }
 
 impl Presence {
+    /// How many of the good clouds may lie or be stale.
+    const fn spare(&self) -> usize {
+        self.good.saturating_sub(self.needed)
+    }
+
     /// The assumption that the result rests on.
-    fn in_words(self) -> String {
-        let Self { all, given, spare } = self;
-        match (all - given, spare) {
-            (0, spare) => {
-                format!(
-                    "all {all} clouds answered; the result holds as long as at most {spare} of them lie or are stale"
-                )
-            }
-            (missing, 0) => format!(
-                "{missing} of {all} clouds missing; the result holds only if none of the others lies or is stale"
-            ),
-            (missing, spare) => format!(
-                "{missing} of {all} clouds missing; the result holds as long as at most {spare} of the others lie or are stale"
-            ),
+    fn in_words(&self) -> String {
+        let all = self.good + self.bad.len() + self.missing.len();
+        let mut found = Vec::new();
+        if !self.missing.is_empty() {
+            found.push(format!("{} of {all} clouds missing ({})", self.missing.len(), self.missing.join(", ")));
         }
+        if !self.bad.is_empty() {
+            let (count, names) = (self.bad.len(), self.bad.join(", "));
+            found.push(format!("{count} of {all} clouds found faulty and counted as holding nothing ({names})"));
+        }
+        let rests = match (found.is_empty(), self.spare()) {
+            (true, spare) => {
+                return format!(
+                    "all {all} clouds answered; the result holds as long as at most {spare} of them lie or are stale"
+                );
+            }
+            (false, 0) => "the result holds only if none of the others lies or is stale".to_owned(),
+            (false, spare) => {
+                format!("the result holds as long as at most {spare} of the others lie or are stale")
+            }
+        };
+        format!("{}; {rests}", found.join(", "))
     }
 }
 

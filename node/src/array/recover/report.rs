@@ -23,21 +23,46 @@ pub struct Report {
     pub volumes: Vec<VolumeReport>,
 }
 
+/// What a cloud turned out to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// It holds objects of the cluster. Some may be damaged or missing.
+    #[default]
+    Good,
+    /// It holds nothing.
+    Empty,
+    /// Its identity and whatever else told whose it is cannot be read.
+    Damaged,
+    /// It holds another cluster.
+    Foreign,
+    /// It did not answer every question.
+    Silent,
+    /// It was not given.
+    Absent,
+}
+
 /// What one cloud answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CloudReport {
     /// The operator's name for it.
     pub name: String,
-    /// It answered at all.
-    pub answered: bool,
-    /// Why it was not used, if it was not.
-    pub refused: Option<String>,
+    /// What it turned out to be. All but a good one count as holding nothing.
+    pub standing: Standing,
+    /// What tells so, if it is not good.
+    pub why: String,
+    /// What becomes of it now.
+    pub follows: &'static str,
     /// Objects read from it that opened, by kind.
     pub authentic: BTreeMap<&'static str, u64>,
     /// Objects that other clouds have and this one does not, by kind.
     pub missing: BTreeMap<&'static str, u64>,
     /// Objects that are there but damaged, forged or another object, by kind.
     pub corrupt: BTreeMap<&'static str, u64>,
+    /// Damaged objects that were replaced by whole copies.
+    pub mended: u64,
+    /// Damaged objects that could not be replaced.
+    pub unmended: u64,
     /// The first damaged or missing objects, by name; see `DETAILS_MAX`.
     pub details: Vec<String>,
 }
@@ -69,6 +94,9 @@ impl Report {
     #[must_use]
     pub fn shows_damage(&self) -> bool {
         self.volumes.iter().any(|volume| !volume.lost.is_empty())
-            || self.clouds.iter().any(|cloud| !cloud.answered || !cloud.missing.is_empty() || !cloud.corrupt.is_empty())
+            || self
+                .clouds
+                .iter()
+                .any(|cloud| cloud.standing != Standing::Good || !cloud.missing.is_empty() || !cloud.corrupt.is_empty())
     }
 }

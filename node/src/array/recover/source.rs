@@ -2,15 +2,16 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use velum_protocol::format::metadata::CloudName;
+use velum_protocol::{checksum, format::metadata::CloudName, id::Hash};
 
-use super::{CloudAt, CloudReport, RecoverError, report::DETAILS_MAX};
+use super::{CloudAt, CloudReport, RecoverError, Standing, report::DETAILS_MAX};
 use crate::{
     env::{Clock, CloudStore, CloudStoreError, Env},
     keyring::{Keyring, ObjectFault, ObjectId, ObjectKind},
@@ -25,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// No object under a fixed name is longer.
 const FIXED_BYTES_MAX: usize = 1 << 20;
 
+/// No object at all is longer.
+const OBJECT_BYTES_MAX: usize = 33 << 20;
+
 /// All clouds of a recovery.
 pub(super) struct Sources {
     clock: Rc<dyn Clock>,
@@ -35,15 +39,27 @@ pub(super) struct Sources {
 pub(super) struct Source {
     pub(super) name: CloudName,
     store: Rc<dyn CloudStore>,
-    /// Set once it answered anything but a passing fault.
-    answered: Cell<bool>,
     /// The first request that it did not answer at all: what it holds is then not known.
     failed: RefCell<Option<String>>,
-    /// Why it may not be the cluster's at all.
-    doubt: RefCell<Option<String>>,
-    /// Set when it holds another cluster or nothing: it is not asked again.
-    refused: RefCell<Option<String>>,
+    /// What it has under the fixed names.
+    fixed: Cell<Fixed>,
+    /// What it turned out to be, and what that was told by.
+    standing: RefCell<(Standing, String)>,
+    /// Objects seen to be damaged here and whole elsewhere, by name, with the hash of the whole one.
+    hurt: RefCell<BTreeMap<String, Hash>>,
     report: RefCell<CloudReport>,
+}
+
+/// What a cloud has under the fixed names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Fixed {
+    /// The cluster's identity and its newest key slots.
+    #[default]
+    Good,
+    /// One of them is missing or damaged, and neither is another cluster's.
+    Wanting,
+    /// One of them is another cluster's.
+    Foreign,
 }
 
 /// What one cloud says of one object.
@@ -76,38 +92,55 @@ impl Sources {
             Ok::<_, RecoverError>(Source {
                 name: from.name.clone(),
                 store,
-                answered: Cell::new(false),
                 failed: RefCell::default(),
-                doubt: RefCell::default(),
-                refused: RefCell::default(),
+                fixed: Cell::default(),
+                standing: RefCell::default(),
+                hurt: RefCell::default(),
                 report: RefCell::new(report),
             })
         };
         Ok(Self { clock: Rc::clone(&env.clock), clouds: clouds.iter().map(open).collect::<Result<_, _>>()? })
     }
 
-    /// The clouds that are asked: those not refused.
+    /// The clouds that are asked: those that may have something of the cluster.
     pub(super) fn used(&self) -> impl Iterator<Item = &Source> {
-        self.clouds.iter().filter(|source| source.refused.borrow().is_none())
+        self.clouds.iter().filter(|source| matches!(source.standing(), Standing::Good | Standing::Damaged))
     }
 
-    /// Why the cloud of a name cannot be counted on; none when it was given, is the cluster's and answered every request.
-    pub(super) fn absence(&self, name: &CloudName) -> Option<String> {
+    /// What the cloud of a name is worth, and why.
+    pub(super) fn standing(&self, name: &CloudName) -> (Standing, String) {
         let Some(source) = self.clouds.iter().find(|source| source.name == *name) else {
-            return Some("it was not given".to_owned());
+            return (Standing::Absent, "it was not given".to_owned());
         };
-        source.refused.borrow().clone().or_else(|| source.failed().map(|error| format!("it did not answer: {error}")))
+        match source.failed() {
+            Some(error) if source.standing() == Standing::Good => (Standing::Silent, silence(&error)),
+            _ => source.standing.borrow().clone(),
+        }
     }
 
-    /// Leaves out clouds that have given nothing of this cluster so far, and those that do not answer any more.
-    pub(super) fn leave_out_useless(&self) {
-        for source in self.used() {
-            let silent = source.failed().map(|error| format!("it did not answer: {error}"));
-            if source.report.borrow().authentic.is_empty() {
-                let why = source.doubt.borrow_mut().take().or(silent);
-                source.refuse(why.unwrap_or_else(|| "it holds nothing of this cluster that can be read".to_owned()));
-            } else if let Some(why) = silent {
-                source.refuse(why);
+    /// Says of each cloud what it is by what it has shown of identity, key slots, claims and catalogue. What holds nothing, or
+    /// another cluster, is not asked any more; what is damaged is, for parts of it may be good.
+    pub(super) fn sort_out(&self) {
+        for source in &self.clouds {
+            let known = source.report.borrow().authentic.values().sum::<u64>() > 0;
+            let hurt = source.report.borrow().corrupt.values().sum::<u64>() > 0;
+            let (standing, why) = match source.failed() {
+                _ if !known && source.fixed.get() == Fixed::Foreign => {
+                    (Standing::Foreign, "it holds another cluster".to_owned())
+                }
+                Some(error) => (Standing::Silent, silence(&error)),
+                None if known => (Standing::Good, String::new()),
+                None if hurt => (
+                    Standing::Damaged,
+                    "nothing that was looked at in it can be read, its identity included".to_owned(),
+                ),
+                None => (Standing::Empty, "it is empty: there is no identity object".to_owned()),
+            };
+            *source.standing.borrow_mut() = (standing, why);
+            if !matches!(standing, Standing::Good | Standing::Damaged) {
+                // What it lacks is not counted against it: it is no copy at all.
+                let mut report = source.report.borrow_mut();
+                *report = CloudReport { name: report.name.clone(), ..CloudReport::default() };
             }
         }
     }
@@ -126,31 +159,34 @@ impl Sources {
             async move {
                 let found = match source.get(&*self.clock, name, bytes_max).await {
                     Ok(stored) => match open(&stored) {
-                        Ok(value) => (Found::Authentic(value), String::new()),
-                        Err(fault) => (Found::Corrupt, fault.to_string()),
+                        Ok(value) => (Found::Authentic(value), String::new(), Some(stored)),
+                        Err(fault) => (Found::Corrupt, fault.to_string(), None),
                     },
-                    Err(CloudStoreError::NotFound) => (Found::Missing, String::new()),
+                    Err(CloudStoreError::NotFound) => (Found::Missing, String::new(), None),
                     // An object that is too long, for instance: no other attempt will get it.
-                    Err(error @ CloudStoreError::Refused(_)) => (Found::Corrupt, error.to_string()),
-                    Err(_) => (Found::Silent, String::new()),
+                    Err(error @ CloudStoreError::Refused(_)) => (Found::Corrupt, error.to_string(), None),
+                    Err(_) => (Found::Silent, String::new(), None),
                 };
                 (source, found)
             }
         });
         let answers = join_all(asked).await;
-        let exists = answers.iter().any(|(_, (found, _))| matches!(found, Found::Authentic(_)));
-        for (source, (found, why)) in &answers {
-            if exists || !matches!(found, Found::Missing) {
-                source.count(kind_name(id.kind), &name, found, why);
+        let whole = answers.iter().find_map(|(_, (.., stored))| stored.clone());
+        for (source, (found, why, _)) in &answers {
+            match (&whole, found) {
+                (None, Found::Missing) => continue,
+                (Some(whole), Found::Corrupt) => source.note_hurt(&name, checksum::hash(whole)),
+                _ => {}
             }
+            source.count(kind_name(id.kind), &name, found, why);
         }
-        answers.into_iter().map(|(source, (found, _))| (source, found)).collect()
+        answers.into_iter().map(|(source, (found, ..))| (source, found)).collect()
     }
 
-    /// Asks every cloud for the length of an object.
+    /// Asks every cloud for the length of an object, but for damaged ones, where a length says nothing.
     pub(super) async fn lengths<'a>(&'a self, keyring: &Keyring, id: ObjectId) -> Vec<(&'a Source, Option<u64>)> {
         let name = keyring.object_name(&id);
-        let asked = self.used().map(|source| {
+        let asked = self.used().filter(|source| source.standing() == Standing::Good).map(|source| {
             let name = &name;
             async move { (source, source.head(&*self.clock, name).await) }
         });
@@ -164,20 +200,66 @@ impl Sources {
         answers.into_iter().map(|(source, length)| (source, length.ok())).collect()
     }
 
+    /// Reads an object, known by its hash, in the clouds that are chosen. True when one has it whole.
+    pub(super) async fn read_where(
+        &self,
+        chosen: &dyn Fn(&Source) -> bool,
+        keyring: &Keyring,
+        id: ObjectId,
+        bytes_max: usize,
+        hash: Hash,
+    ) -> bool {
+        let name = keyring.object_name(&id);
+        let looked = self.used().filter(|source| chosen(source)).map(|source| {
+            let name = &name;
+            async move {
+                let (found, why) = match source.get(&*self.clock, name, bytes_max).await {
+                    Ok(stored) if checksum::hash(&stored) == hash => (Found::Authentic(()), String::new()),
+                    Ok(_) => (Found::Corrupt, "it has another hash".to_owned()),
+                    Err(error @ CloudStoreError::Refused(_)) => (Found::Corrupt, error.to_string()),
+                    Err(CloudStoreError::NotFound) => (Found::Missing, String::new()),
+                    Err(_) => (Found::Silent, String::new()),
+                };
+                if matches!(found, Found::Corrupt) {
+                    source.note_hurt(name, hash);
+                }
+                source.count(kind_name(id.kind), name, &found, &why);
+                matches!(found, Found::Authentic(()))
+            }
+        });
+        join_all(looked).await.contains(&true)
+    }
+
     /// Creates an object everywhere; gives what each cloud then holds under the name, where it answers.
-    pub(super) async fn create_everywhere(&self, name: &str, body: &Bytes) -> Vec<Bytes> {
+    pub(super) async fn create_everywhere(&self, name: &str, body: &Bytes) -> Vec<(&Source, Bytes)> {
         let asked = self.used().map(|source| async move {
             let _taken_or_failed = source.store.create(name, body.clone()).await;
-            source.get(&*self.clock, name, 16 << 20).await.ok()
+            Some((source, source.get(&*self.clock, name, OBJECT_BYTES_MAX).await.ok()?))
         });
         join_all(asked).await.into_iter().flatten().collect()
     }
 
+    /// Reads bytes of a known hash from any cloud but one.
+    pub(super) async fn whole(&self, name: &str, hash: &Hash, except: &Source) -> Option<Bytes> {
+        for source in self.used().filter(|source| source.name != except.name) {
+            match source.get(&*self.clock, name, OBJECT_BYTES_MAX).await {
+                Ok(stored) if checksum::hash(&stored) == *hash => return Some(stored),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Stores an object in one cloud over whatever is there. True when it took it.
+    pub(super) async fn put(&self, source: &Source, name: &str, body: &Bytes) -> bool {
+        source.patiently(&*self.clock, || source.store.put(name, body.clone())).await.is_ok()
+    }
+
+    /// What each cloud given has shown, as it stands now.
     pub(super) fn reports(&self) -> Vec<CloudReport> {
-        let report = |source: &Source| CloudReport {
-            answered: source.answered.get(),
-            refused: source.refused.borrow().clone(),
-            ..source.report.borrow().clone()
+        let report = |source: &Source| {
+            let (standing, why) = self.standing(&source.name);
+            CloudReport { standing, why, ..source.report.borrow().clone() }
         };
         self.clouds.iter().map(report).collect()
     }
@@ -189,16 +271,35 @@ impl Sources {
 }
 
 impl Source {
-    /// Leaves this cloud out from now on. What it lacks is not counted against it: it is no copy at all.
-    fn refuse(&self, why: String) {
-        *self.refused.borrow_mut() = Some(why);
-        let mut report = self.report.borrow_mut();
-        *report = CloudReport { name: report.name.clone(), ..CloudReport::default() };
+    /// What it turned out to be.
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.borrow().0
     }
 
-    /// Says why this cloud may not be the cluster's; it counts unless something else of the cluster is found there.
-    pub(super) fn doubt(&self, why: &str) {
-        *self.doubt.borrow_mut() = Some(why.to_owned());
+    /// Says what it has under the fixed names.
+    pub(super) fn set_fixed(&self, fixed: Fixed) {
+        self.fixed.set(fixed);
+    }
+
+    pub(super) fn fixed(&self) -> Fixed {
+        self.fixed.get()
+    }
+
+    /// Notes an object that is damaged here, with the hash it should have.
+    pub(super) fn note_hurt(&self, name: &str, hash: Hash) {
+        self.hurt.borrow_mut().insert(name.to_owned(), hash);
+    }
+
+    /// Objects that are damaged here and whole elsewhere.
+    pub(super) fn hurt(&self) -> BTreeMap<String, Hash> {
+        self.hurt.borrow().clone()
+    }
+
+    /// Counts an object that was put right here, or could not be.
+    pub(super) fn count_mended(&self, mended: bool) {
+        let mut report = self.report.borrow_mut();
+        let count = if mended { &mut report.mended } else { &mut report.unmended };
+        *count += 1;
     }
 
     /// The first request that it did not answer.
@@ -252,7 +353,6 @@ impl Source {
                 return answer;
             }
             if !passing {
-                self.answered.set(true);
                 return answer;
             }
             if attempt == attempts {
@@ -268,6 +368,10 @@ impl Source {
 
 fn answer_text<T>(answer: &Result<T, CloudStoreError>) -> String {
     answer.as_ref().err().map(ToString::to_string).unwrap_or_default()
+}
+
+fn silence(error: &str) -> String {
+    format!("it did not answer: {error}")
 }
 
 /// A kind's name in reports.

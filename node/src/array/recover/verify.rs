@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::join, stream};
 use velum_protocol::{
     checksum,
     format::{checkpoint::PAGE_OBJECT_BYTES_MAX, metadata::ObjectRef, page::Payload, segment::SEGMENT_BYTES_MAX},
 };
 
 use super::{
-    Verify,
+    Plan, Verify,
     source::{Sources, kind_name},
     volume::FoundVolume,
 };
@@ -25,11 +25,11 @@ const READ_AT_ONCE: usize = 8;
 const ASKED_AT_ONCE: usize = 64;
 
 /// Looks at everything the volume's state names; gives the objects that no cloud can give.
-pub(super) async fn check(sources: &Sources, keyring: &Keyring, found: &FoundVolume, verify: Verify) -> Vec<String> {
-    let at_once = match verify {
+pub(super) async fn check(sources: &Sources, keyring: &Keyring, found: &FoundVolume, plan: &Plan) -> Vec<String> {
+    let at_once = match plan.verify {
         Verify::Chain => return Vec::new(),
-        Verify::Present => ASKED_AT_ONCE,
-        Verify::Full => READ_AT_ONCE,
+        Verify::Present if sources.used().all(|source| !source.is_to_be_read(plan)) => ASKED_AT_ONCE,
+        Verify::Present | Verify::Full => READ_AT_ONCE,
     };
     let mut lost = Vec::new();
     let mut objects: BTreeMap<(ObjectKind, ObjectOrder), ObjectRef> = BTreeMap::new();
@@ -58,8 +58,8 @@ pub(super) async fn check(sources: &Sources, keyring: &Keyring, found: &FoundVol
         }
     }
     let looked_at = stream::iter(objects).map(|((kind, _), object)| async move {
-        let there = match verify {
-            Verify::Chain | Verify::Present => is_there(sources, keyring, &found.keys, kind, &object).await,
+        let there = match plan.verify {
+            Verify::Chain | Verify::Present => is_there(sources, keyring, &found.keys, (kind, &object), plan).await,
             Verify::Full => is_whole(sources, keyring, &found.keys, kind, &object).await,
         };
         (!there).then(|| name(kind, &object))
@@ -85,16 +85,28 @@ async fn read_page(sources: &Sources, keyring: &Keyring, keys: &KeySet, page: &O
     answers.into_iter().find_map(|(_, found)| found.authentic()).and_then(|payload| Payload::decode(&payload).ok())
 }
 
-async fn is_there(sources: &Sources, keyring: &Keyring, keys: &KeySet, kind: ObjectKind, object: &ObjectRef) -> bool {
+/// Asks after an object, and reads it where nearly everything is damaged: a length tells nothing there.
+async fn is_there(
+    sources: &Sources,
+    keyring: &Keyring,
+    keys: &KeySet,
+    (kind, object): (ObjectKind, &ObjectRef),
+    plan: &Plan,
+) -> bool {
     let id = keys.id(kind, object.incarnation, object.number.0);
-    let lengths = sources.lengths(keyring, id).await;
+    let (lengths, read) = join(
+        sources.lengths(keyring, id),
+        sources.read_where(&|source| source.is_to_be_read(plan), keyring, id, SEGMENT_BYTES_MAX, object.hash),
+    )
+    .await;
     let stored_name = keyring.object_name(&id);
     for (source, length) in &lengths {
         if length.is_some_and(|length| length != object.bytes) {
             source.count_corrupt(kind, &stored_name, "it has another length");
+            source.note_hurt(&stored_name, object.hash);
         }
     }
-    lengths.iter().any(|(_, length)| *length == Some(object.bytes))
+    read || lengths.iter().any(|(_, length)| *length == Some(object.bytes))
 }
 
 async fn is_whole(sources: &Sources, keyring: &Keyring, keys: &KeySet, kind: ObjectKind, object: &ObjectRef) -> bool {

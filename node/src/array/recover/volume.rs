@@ -8,6 +8,7 @@ use velum_protocol::{
     format::{
         catalogue::CatalogueVolume,
         checkpoint::{ROOT_OBJECT_BYTES_MAX, STUB_BYTES_MAX, Stub},
+        metadata::CloudName,
         page::RootPayload,
         sequence::RECORD_BYTES_MAX,
     },
@@ -15,7 +16,7 @@ use velum_protocol::{
 };
 
 use super::{
-    History, RecoverError, VolumeReport, lives,
+    History, RecoverError, Standing, VolumeReport, lives,
     source::{Found, Sources},
 };
 use crate::{
@@ -181,7 +182,9 @@ impl Search<'_> {
         let later = (1..=PROBES).map(|step| Seq(seq.0 + step));
         let answers = join_all(later.map(|later| async move { (later, self.ask_record(later).await) })).await;
         let holders = answers.iter().flat_map(|(_, copies)| copies.iter().filter(|(_, copy)| copy.is_some()));
-        let holders: BTreeSet<&String> = holders.map(|(cloud, _)| cloud).collect();
+        // One that is known to be faulty has its place among those that may be.
+        let is_good = |cloud: &&String| self.sources.standing(&CloudName((*cloud).clone())).0 == Standing::Good;
+        let holders: BTreeSet<&String> = holders.map(|(cloud, _)| cloud).filter(is_good).collect();
         let first = answers.iter().find(|(_, copies)| copies.iter().any(|(_, copy)| copy.is_some()));
         match first {
             Some((later, _)) if holders.len() > self.spare => {
