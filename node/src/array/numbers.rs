@@ -13,8 +13,9 @@ use velum_protocol::{
 use super::context::ArrayContext;
 use crate::metadata::{Answer, Rejection};
 
-/// Numbers asked for at once: 8 GiB of segments.
-const RANGE: u64 = 1024;
+/// Numbers asked for at once: 1 GiB of segments. What is left of a range is given up with its owner, and whoever reclaims what
+/// the owner left has to look under each such number.
+pub(crate) const RANGE: u64 = 128;
 
 /// The most numbers one grant gives.
 const RANGE_MAX: u64 = 65_536;

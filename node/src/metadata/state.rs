@@ -24,6 +24,10 @@ pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
 /// [`STATE_BYTES_MAX`] is left to everything else.
 pub const RECORD_BYTES_MAX: usize = STATE_BYTES_MAX / 4 * 3;
 
+/// In the ledger of condemned objects this number stands for everything that an earlier life of the cluster left and nothing
+/// refers to; objects are numbered from 1.
+pub const LEAVINGS: ObjectNumber = ObjectNumber(0);
+
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -99,7 +103,7 @@ pub struct VolumeState {
     pub cursors: BTreeMap<CloudName, Seq>,
     /// Per cloud: it holds this checkpoint (by number) with all that it names.
     pub checkpoint_cursors: BTreeMap<CloudName, u64>,
-    /// Objects nothing references any more, not yet gone from every cloud.
+    /// Objects nothing references any more, not yet gone from every cloud; under [`LEAVINGS`] all that a life left.
     pub condemned: BTreeMap<(Incarnation, ObjectNumber), Condemned>,
     /// The volume is deleted; what it left in the clouds is being reclaimed.
     pub deleted: bool,
@@ -249,6 +253,19 @@ impl VolumeState {
             condemned: BTreeMap::new(),
             deleted: false,
         }
+    }
+
+    /// True when a recovery began `life` with this volume, which earlier lives may have left things of: only then is the
+    /// lineage one of that life.
+    #[must_use]
+    pub fn was_recovered(&self, life: Incarnation) -> bool {
+        life > Incarnation(1) && self.lineage >= Lineage::first_of(life)
+    }
+
+    /// True when no checkpoint of `life` is committed yet.
+    #[must_use]
+    pub fn lacks_checkpoint_of(&self, life: Incarnation) -> bool {
+        self.checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.root.incarnation < life)
     }
 
     /// The highest seq that `quorum` clouds have passed: everything up to it is at d2.

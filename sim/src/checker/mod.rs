@@ -7,6 +7,7 @@ pub mod cry1;
 pub mod cry2;
 #[cfg(test)]
 pub(crate) mod example;
+pub mod gc4;
 pub(crate) mod linear;
 pub mod liv1;
 pub(crate) mod prefix;

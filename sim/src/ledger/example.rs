@@ -7,11 +7,12 @@ use velum_protocol::{
     checksum,
     format::{
         checkpoint::{RootLink, Stub},
+        claim::Claim,
         metadata::{CheckpointRef, ObjectRef},
         page::{Cut, Payload, RootPayload, SegmentUsage, UsageIndex, UsagePayload, UsageRef},
         sequence::{Body, Link},
     },
-    id::{Epoch, Hash, Incarnation, Jseq, ObjectNumber, Seq, VolumeId},
+    id::{ClusterId, Epoch, Hash, Incarnation, Jseq, ObjectNumber, Seq, VolumeId},
 };
 
 use super::{Known, Ledger, Meaning, Record};
@@ -84,6 +85,17 @@ impl Ledger {
         self.first_lives.insert(VOLUME, Incarnation(1));
         self.holdings.entry(cloud.to_owned()).or_default().put(id, hash, names);
         id
+    }
+
+    /// `cloud` has stored the claim of a life that took nothing over.
+    pub(crate) fn tell_claim(&mut self, cloud: &str, life: u32) {
+        let incarnation = Incarnation(life);
+        let id = ObjectId { kind: ObjectKind::Claim, volume: VolumeId::ZERO, incarnation, number: 0 };
+        let hash = checksum::hash(format!("claim {life}").as_bytes());
+        let (cluster, catalogue) = (ClusterId([0; 16]), (0, Hash::ZERO));
+        let claim = Claim { cluster, incarnation, claim: [0; 16], catalogue, heads: Vec::new() };
+        self.known.insert(hash, Known { id, meaning: Rc::new(Meaning::Claim(claim)) });
+        self.holdings.entry(cloud.to_owned()).or_default().put(id, hash, Vec::new());
     }
 
     /// `cloud` has deleted an object.

@@ -5,11 +5,19 @@ use velum_protocol::admin::{Request, Response};
 use super::World;
 use crate::{
     checker::{
+        gc4,
         liv1::{self, REST_MS_MAX},
         seq8,
     },
     guest::pattern::Cell,
 };
+
+/// How long a cloud may take at rest to be rid of litter: what earlier lives left is looked for under thousands of names, and a
+/// request to a far cloud takes most of a second.
+const LITTER_MS_MAX: u64 = 30 * 60_000;
+
+/// How often is looked.
+const LITTER_LOOK_MS: u64 = 2_000;
 
 impl World {
     /// Ends all troubles, waits for rest, and judges what is there.
@@ -34,6 +42,7 @@ impl World {
         }
         if self.caught_up().await {
             self.compare(&images);
+            self.rid_of_litter().await;
         }
     }
 
@@ -93,6 +102,31 @@ impl World {
             }
         }
         true
+    }
+
+    /// GC4: in time every cloud is rid of what nothing needs any more.
+    async fn rid_of_litter(&self) {
+        let until_ms = self.sim.now_ms() + LITTER_MS_MAX;
+        while let Err(why) = self.check_litter() {
+            if self.sim.now_ms() > until_ms {
+                return self.sim.fail(format!("GC4 {why}"));
+            }
+            self.sim.sleep_ms(LITTER_LOOK_MS).await;
+            if self.sim.has_failed() {
+                return;
+            }
+        }
+    }
+
+    fn check_litter(&self) -> Result<(), String> {
+        let ledger = self.watch.ledger.borrow();
+        let volumes = self.guests.iter().filter_map(|guest| Some((guest, self.watch.volume(&guest.export)?)));
+        for (guest, volume) in volumes {
+            for cloud in self.around.clouds.values() {
+                gc4::check(&ledger, cloud.name(), volume).map_err(|why| format!("volume {}: {why}", guest.export))?;
+            }
+        }
+        Ok(())
     }
 
     /// SEQ8: at rest each cloud alone holds what guests see.

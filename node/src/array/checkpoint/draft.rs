@@ -13,7 +13,7 @@ use velum_protocol::{
         metadata::{CheckpointRef, CloudName, Command, CondemnedObject, NumberedKind, ObjectRef},
         page::{Cut, RootPayload},
     },
-    id::{Incarnation, ObjectNumber},
+    id::{Hash, Incarnation, ObjectNumber},
 };
 
 use super::{
@@ -29,7 +29,10 @@ use crate::{
     env::compute,
     extent::{CheckpointPlan, CheckpointRefused, ExtentMap, MapError, PagePlan},
     keyring::{KeySet, ObjectKind},
-    metadata::{Rejection, state::Head},
+    metadata::{
+        Rejection,
+        state::{Head, LEAVINGS},
+    },
 };
 
 /// Pages sealed and on their way at once.
@@ -274,24 +277,34 @@ async fn finish(
     checkpoint: CheckpointRef,
     dead: &Dead,
 ) -> Result<Draft, DraftError> {
-    let condemned: Vec<CondemnedObject> = plan
-        .condemned()
-        .iter()
-        .map(|object| {
-            let name = (object.incarnation, object.number);
-            let kind = if dead.contains(&name) {
-                NumberedKind::Segment
-            } else if is_root(context, object) {
-                NumberedKind::Root
-            } else {
-                NumberedKind::Page
-            };
-            CondemnedObject { kind, object: object.clone() }
-        })
-        .collect();
+    let mut condemned = leavings(context);
+    condemned.extend(plan.condemned().iter().map(|object| {
+        let name = (object.incarnation, object.number);
+        let kind = if dead.contains(&name) {
+            NumberedKind::Segment
+        } else if is_root(context, object) {
+            NumberedKind::Root
+        } else {
+            NumberedKind::Page
+        };
+        CondemnedObject { kind, object: object.clone() }
+    }));
     // Nothing is lost when orphans cannot be looked for now: the next checkpoint looks again.
     let orphans = orphans::find(context, keys, &checkpoint.root, &condemned).await.unwrap_or_default();
     Ok(Draft { plan, checkpoint, condemned, orphans })
+}
+
+/// What earlier lives left, once in the life of a volume that was recovered: with its first checkpoint. An entry for each life;
+/// which objects those are is found out when they may go.
+fn leavings(context: &VolumeContext) -> Vec<CondemnedObject> {
+    let life = context.array.incarnation();
+    let is_first = context.state(|state| state.was_recovered(life) && state.lacks_checkpoint_of(life));
+    let lives = (1..life.0).map(Incarnation).filter(|_| is_first.unwrap_or_default());
+    let all_of = |incarnation| CondemnedObject {
+        kind: NumberedKind::Segment,
+        object: ObjectRef { incarnation, number: LEAVINGS, bytes: 0, hash: Hash::ZERO },
+    };
+    lives.map(all_of).collect()
 }
 
 fn is_root(context: &VolumeContext, object: &ObjectRef) -> bool {

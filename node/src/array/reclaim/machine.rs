@@ -6,8 +6,8 @@
 //!    clock and starts anew with the node; it only ever delays.
 //! 2. *approve*: Raft checks the owner's epoch and the clouds' cursors once more and marks the objects.
 //! 3. *sweep*, cloud by cloud: a cloud's floor is the second newest checkpoint it holds. Records and roots below the floor
-//!    go first, then orphans, then objects that were dead at the floor. So what is left in a cloud never refers to what is
-//!    gone from it. A cloud that does not hold the newest checkpoint is left alone, whatever the others hold.
+//!    go first, then orphans, then objects that were dead at the floor, what earlier lives left at last. So what is left in a
+//!    cloud never refers to what is gone from it. A cloud that does not hold the newest checkpoint is left alone, whatever the others hold.
 //! 4. *finish*: Raft is told what is gone from which cloud.
 //!
 //! Nothing here trusts a cloud's word: which checkpoints a cloud holds is what this cluster stored there and Raft agreed on.
@@ -22,7 +22,7 @@ use velum_protocol::{
     id::{Hash, Incarnation, ObjectNumber, Seq},
 };
 
-use crate::{actor, env::Instant};
+use crate::{actor, env::Instant, metadata::state::LEAVINGS};
 
 /// Objects approved or swept in one go.
 pub const BATCH: usize = 512;
@@ -53,7 +53,13 @@ impl Entry {
     /// True for what no checkpoint ever referred to: only its number is known.
     #[must_use]
     pub fn is_orphan(&self) -> bool {
-        self.object.object.hash == Hash::ZERO
+        self.object.object.hash == Hash::ZERO && !self.is_leavings()
+    }
+
+    /// True for all that an earlier life left.
+    #[must_use]
+    pub fn is_leavings(&self) -> bool {
+        self.object.object.number == LEAVINGS
     }
 }
 
@@ -70,7 +76,8 @@ pub struct Survey {
     pub quorum: usize,
     /// Condemned objects.
     pub condemned: BTreeMap<Name, Entry>,
-    /// There is something for a checkpoint to condemn: segments that nothing refers to, or numbers of an epoch that is over.
+    /// There is something for a checkpoint to condemn: segments that nothing refers to, numbers of an epoch that is over, or
+    /// what earlier lives left.
     pub dead: bool,
 }
 
@@ -109,7 +116,7 @@ pub enum Effect {
         floor: u64,
         /// Records above the first and up to the second, lowest first.
         records: (Seq, Seq),
-        /// Then these objects: roots first, then orphans.
+        /// Then these objects: roots first, then orphans; what earlier lives left at last.
         objects: Vec<CondemnedObject>,
     },
     /// Ask for a checkpoint, so that the floor rises.
@@ -187,10 +194,11 @@ impl Machine {
         // As long as a root may not go, nothing that it refers to may; an orphan may be a root that was never committed, or
         // a page, which was numbered after whatever it names.
         let blocked = roots.iter().chain(&orphans).any(|entry| !entry.committed);
+        let (leavings, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|entry| entry.is_leavings());
         let objects: Vec<CondemnedObject> = roots
             .into_iter()
             .chain(orphans.into_iter().rev())
-            .chain(others.into_iter().filter(|_| !blocked))
+            .chain(others.into_iter().chain(leavings).filter(|_| !blocked))
             .filter(|entry| entry.committed)
             .map(|entry| entry.object.clone())
             .take(BATCH)

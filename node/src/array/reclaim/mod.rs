@@ -1,7 +1,9 @@
 //! Reclaim: deleting what nothing refers to any more.
 //!
-//! [`machine`] decides by the ledger that Raft keeps, [`shell`] deletes. Volumes that are deleted as a whole are [`retire`]d.
+//! [`machine`] decides by the ledger that Raft keeps, [`shell`] deletes. What earlier [`lives`] of the cluster left is found by
+//! number. Volumes that are deleted as a whole are [`retire`]d.
 
+mod lives;
 pub mod machine;
 pub(crate) mod records;
 pub mod retire;

@@ -1,6 +1,6 @@
 //! Deletes sequence records from one cloud.
 
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, future::try_join_all, stream};
 use velum_protocol::id::{Incarnation, Seq};
 
 use super::{AT_ONCE, delete_all};
@@ -44,6 +44,34 @@ pub(crate) async fn sweep(
     let lives = || (1..=array.incarnation().0).map(Incarnation);
     let records = (lowest.0..=through.0).flat_map(|seq| lives().map(move |life| (life, seq)));
     delete_all(&array.copies, cloud, records.map(|(life, seq)| keys.id(ObjectKind::Record, life, seq))).await
+}
+
+/// Deletes the records of a life that is over above `floor`, highest first, so that what a broken off run leaves is found by the
+/// next: they are looked for upwards until `gap` in a row are missing.
+pub(crate) async fn delete_void(
+    array: &ArrayContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    life: Incarnation,
+    floor: Seq,
+    gap: u64,
+) -> Result<(), CopyError> {
+    let mut last = floor;
+    let mut asked = stream::iter(floor.0.saturating_add(1)..)
+        .map(|seq| async move {
+            let there = array.copies.is_there(cloud, &keys.id(ObjectKind::Record, life, seq)).await?;
+            Ok::<_, CopyError>((Seq(seq), there))
+        })
+        .buffered(AT_ONCE);
+    while let Some(answer) = asked.next().await {
+        match answer? {
+            (seq, true) => last = seq,
+            (seq, false) if seq.0 - last.0 >= gap => break,
+            (_, false) => {}
+        }
+    }
+    let void = (floor.0.saturating_add(1)..=last.0).rev();
+    delete_all(&array.copies, cloud, void.map(|seq| keys.id(ObjectKind::Record, life, seq))).await
 }
 
 /// The lowest record that may be there.

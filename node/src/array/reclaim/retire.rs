@@ -3,8 +3,8 @@
 //! It begins only when enough clouds show a catalogue without the volume, for a recovery must never find a volume listed
 //! whose objects are gone; and not before the grace. Then, cloud by cloud: records, stubs and roots, so that nothing refers
 //! to anything any more, then everything else. Objects of this life of the cluster are enumerated by number, which needs no
-//! object to be read and starts over after a crash without harm; those of earlier lives are found by walking the checkpoint
-//! while it is still there.
+//! object to be read and starts over after a crash without harm. So are those of earlier lives, as far as their last
+//! checkpoints tell how many there were, and by walking the newest checkpoint while it is still there.
 
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
@@ -15,7 +15,7 @@ use velum_protocol::{
 };
 
 use super::{
-    delete_all,
+    delete_all, lives,
     records::{self, GAP_UNKNOWN, Start},
 };
 use crate::{
@@ -68,7 +68,7 @@ async fn retire(array: &ArrayContext, volume: VolumeId) -> Result<(), CopyError>
         tracing::error!(%volume, "the keys of a deleted volume do not open; its objects stay in the clouds");
         return Err(CopyError::Source);
     };
-    let older = older_lives(array, &keys, &state).await;
+    let older = Older::find(array, &keys, &state).await?;
     let clouds = &array.copies.clouds().clouds;
     let sweeps = join_all(clouds.iter().map(|cloud| sweep(array, cloud, &keys, &state, &older))).await;
     for swept in sweeps {
@@ -80,8 +80,29 @@ async fn retire(array: &ArrayContext, volume: VolumeId) -> Result<(), CopyError>
     Ok(())
 }
 
+/// What earlier lives of the cluster left of a volume.
+struct Older {
+    /// What the newest state names of it.
+    named: Vec<ObjectId>,
+    /// By life the number of its last root.
+    last_roots: BTreeMap<Incarnation, u64>,
+}
+
+impl Older {
+    /// Looks while stubs and checkpoints are still there.
+    async fn find(array: &ArrayContext, keys: &KeySet, state: &VolumeState) -> Result<Self, CopyError> {
+        let named = older_objects(array, keys, state).await;
+        let mut last_roots = BTreeMap::new();
+        let life = array.incarnation();
+        for life in (1..life.0).map(Incarnation).filter(|_| state.was_recovered(life)) {
+            last_roots.insert(life, lives::last_root(array, keys, life).await?);
+        }
+        Ok(Self { named, last_roots })
+    }
+}
+
 /// Objects of earlier lives that the newest checkpoint and the records behind it name. What cannot be read cannot be found.
-async fn older_lives(array: &ArrayContext, keys: &KeySet, state: &VolumeState) -> Vec<ObjectId> {
+async fn older_objects(array: &ArrayContext, keys: &KeySet, state: &VolumeState) -> Vec<ObjectId> {
     let life = array.incarnation();
     let id = |kind| move |object: &ObjectRef| keys.id(kind, object.incarnation, object.number.0);
     let mut objects: Vec<ObjectId> =
@@ -104,7 +125,7 @@ async fn sweep(
     cloud: &Rc<Cloud>,
     keys: &KeySet,
     state: &VolumeState,
-    older: &[ObjectId],
+    older: &Older,
 ) -> Result<(), CopyError> {
     let life = array.incarnation();
     records::sweep(array, keys, cloud, Start::Search(GAP_UNKNOWN), state.head.seq).await?;
@@ -112,8 +133,11 @@ async fn sweep(
     let stubs = (1..=life.0).map(Incarnation).flat_map(|life| (1..=checkpoints).map(move |number| (life, number)));
     delete_all(&array.copies, cloud, stubs.map(|(life, number)| keys.id(ObjectKind::Stub, life, number))).await?;
     for kind in [ObjectKind::Root, ObjectKind::Page, ObjectKind::Segment] {
-        delete_all(&array.copies, cloud, older.iter().copied().filter(|object| object.kind == kind)).await?;
+        delete_all(&array.copies, cloud, older.named.iter().copied().filter(|object| object.kind == kind)).await?;
         delete_all(&array.copies, cloud, (1..state.next_object.0).map(|number| keys.id(kind, life, number))).await?;
+    }
+    for (life, last_root) in &older.last_roots {
+        lives::delete_all_of(array, keys, cloud, (*life, *last_root)).await?;
     }
     Ok(())
 }

@@ -51,6 +51,21 @@ pub(crate) async fn sweep(
     Ok(())
 }
 
+/// The root of the newest checkpoint of a life whose stub some cloud has, looked for from `last` downwards.
+pub(crate) async fn newest(
+    array: &ArrayContext,
+    keys: &KeySet,
+    life: Incarnation,
+    last: u64,
+) -> Result<Option<ObjectRef>, CopyError> {
+    for number in (1..=last.saturating_add(AHEAD)).rev().take(usize::try_from(GAP).unwrap_or(usize::MAX)) {
+        if let Some(root) = root(array, keys, life, number).await? {
+            return Ok(Some(root));
+        }
+    }
+    Ok(None)
+}
+
 /// The root of a checkpoint that a life may have made, if any cloud has its stub.
 async fn root(
     array: &ArrayContext,

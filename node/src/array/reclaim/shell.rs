@@ -1,6 +1,10 @@
 //! Performs what the reclaim machine decides.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use futures_util::{StreamExt, stream};
 use velum_protocol::{
@@ -10,6 +14,7 @@ use velum_protocol::{
 
 use super::{
     AT_ONCE,
+    lives::{self, Progress, Referred},
     machine::{Effect, Entry, Input, Machine, Name, Survey},
     records::{self, GAP, GAP_UNKNOWN, Start},
     roots,
@@ -17,12 +22,14 @@ use super::{
 use crate::{
     actor::{Handle, Shell},
     array::{
+        closure::{self, ClosureError},
         context::VolumeContext,
+        copies::CopyError,
         life::{self, Life},
     },
     cloud::Cloud,
     keyring::{KeySet, ObjectKind},
-    metadata::state::VolumeState,
+    metadata::state::{LEAVINGS, VolumeState},
 };
 
 /// Condemned objects looked at in one survey; more wait for the next.
@@ -35,20 +42,31 @@ pub(crate) type AskCheckpoint = Rc<dyn Fn()>;
 pub(crate) struct ReclaimShell {
     context: VolumeContext,
     ask_checkpoint: AskCheckpoint,
-    /// Clouds that were rid of what earlier lives left there.
-    settled: Rc<RefCell<BTreeSet<CloudName>>>,
+    older: Rc<Older>,
+}
+
+/// What this process knows of what earlier lives left.
+#[derive(Default)]
+struct Older {
+    /// Clouds that were rid of their records and roots.
+    settled: RefCell<BTreeSet<CloudName>>,
+    /// What must stay of the rest, once it was looked for.
+    referred: RefCell<Option<Rc<Referred>>>,
+    /// How far each cloud was rid of the rest.
+    progress: RefCell<BTreeMap<CloudName, Progress>>,
 }
 
 impl ReclaimShell {
     pub(crate) fn new(context: VolumeContext, ask_checkpoint: AskCheckpoint) -> Self {
-        Self { context, ask_checkpoint, settled: Rc::default() }
+        Self { context, ask_checkpoint, older: Rc::default() }
     }
 
     fn survey(&self) -> Survey {
         let mut dead = false;
         self.context.port.with_map(&mut |map| dead = !map.dead_segments().is_empty());
         let quorum = self.context.array.copies.clouds().quorum;
-        let survey = self.context.state(|state| survey(state, quorum, dead)).unwrap_or_default();
+        let life = self.context.array.incarnation();
+        let survey = self.context.state(|state| survey(state, quorum, life, dead)).unwrap_or_default();
         let waiting = i64::try_from(survey.condemned.len()).unwrap_or(i64::MAX);
         self.context.array.metrics.upkeep.condemned.set(waiting);
         survey
@@ -70,10 +88,10 @@ impl Shell<Machine> for ReclaimShell {
                 Input::Approved
             }),
             Effect::Sweep { cloud, floor, records, objects } => {
-                let settled = Rc::clone(&self.settled);
+                let older = Rc::clone(&self.older);
                 own.spawn(async move {
-                    let records_gone = match settle(&context, &cloud, (floor, records.1), &settled).await {
-                        Some(()) => sweep(&context, &cloud, records, &objects).await,
+                    let records_gone = match settle(&context, &cloud, (floor, records.1), &older.settled).await {
+                        Some(()) => sweep(&context, &cloud, records, &objects, &older).await,
                         None => records.0,
                     };
                     Input::Swept { cloud, records_gone }
@@ -84,7 +102,7 @@ impl Shell<Machine> for ReclaimShell {
     }
 }
 
-fn survey(state: &VolumeState, quorum: usize, dead: bool) -> Survey {
+fn survey(state: &VolumeState, quorum: usize, life: Incarnation, dead: bool) -> Survey {
     let entry = |(name, condemned): (&Name, &crate::metadata::state::Condemned)| {
         let entry = Entry {
             object: condemned.object.clone(),
@@ -101,13 +119,14 @@ fn survey(state: &VolumeState, quorum: usize, dead: bool) -> Survey {
     let first = state.condemned.iter().filter(|(_, condemned)| is_first(condemned));
     let others = state.condemned.iter().filter(|(_, condemned)| !is_first(condemned)).take(SURVEY_MAX);
     let epochs_over = state.ranges.values().any(|range| range.epoch < state.epoch);
+    let unlisted = state.was_recovered(life) && state.lacks_checkpoint_of(life);
     Survey {
         newest: state.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number),
         previous: state.previous_checkpoint.as_ref().map(|checkpoint| (checkpoint.number, checkpoint.seq)),
         held: state.checkpoint_cursors.clone(),
         quorum,
         condemned: first.chain(others).map(entry).collect(),
-        dead: dead || epochs_over,
+        dead: dead || epochs_over || unlisted,
     }
 }
 
@@ -150,6 +169,7 @@ async fn sweep(
     cloud: &CloudName,
     (gone, through): (Seq, Seq),
     objects: &[CondemnedObject],
+    older: &Older,
 ) -> Seq {
     let (Some(keys), Some(target)) = (context.keys(), context.array.copies.cloud(cloud)) else { return gone };
     // A later life may need what this one has condemned.
@@ -166,7 +186,20 @@ async fn sweep(
         Ok(()) if objects.is_empty() => return through,
         Ok(()) => {}
     }
-    let gone_objects = delete_objects(context, &keys, &target, objects).await;
+    let (leavings, objects): (Vec<_>, Vec<_>) = objects.iter().partition(|condemned| is_leavings(condemned));
+    let mut gone_objects = delete_objects(context, &keys, &target, &objects).await;
+    if gone_objects.len() == objects.len() {
+        for condemned in leavings {
+            let life = condemned.object.incarnation;
+            match sweep_life(context, &keys, &target, (life, through), older).await {
+                Ok(true) => gone_objects.push(condemned),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(volume = %context.volume, cloud = cloud.0, %life, %error, "what an earlier life left is not gone yet");
+                }
+            }
+        }
+    }
     let numbers =
         gone_objects.iter().map(|condemned| (condemned.object.incarnation, condemned.object.number)).collect();
     let metrics = context.array.metrics.cloud(&cloud.0);
@@ -178,17 +211,57 @@ async fn sweep(
     through
 }
 
+fn is_leavings(condemned: &CondemnedObject) -> bool {
+    condemned.object.number == LEAVINGS
+}
+
+/// Goes on ridding a cloud of what an earlier life left; true when that is done. What the floor refers to when this process
+/// first looks is all that ever must stay: nothing later refers to anything else of an earlier life.
+async fn sweep_life(
+    context: &VolumeContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    (life, through): (Incarnation, Seq),
+    older: &Older,
+) -> Result<bool, ClosureError> {
+    let known = older.referred.borrow().clone();
+    let referred = match known {
+        Some(referred) => referred,
+        None => Rc::new(find_referred(context, keys).await?),
+    };
+    *older.referred.borrow_mut() = Some(Rc::clone(&referred));
+    let mut progress = older.progress.borrow().get(cloud.name()).cloned().unwrap_or_default();
+    let swept = lives::sweep(&context.array, keys, cloud, (life, through), &referred, &mut progress).await;
+    older.progress.borrow_mut().insert(cloud.name().clone(), progress);
+    Ok(swept?)
+}
+
+/// What the floor and the metadata refer to. What is condemned one by one is left to its own entry.
+async fn find_referred(context: &VolumeContext, keys: &KeySet) -> Result<Referred, ClosureError> {
+    let copies = &context.array.copies;
+    let Some(floor) = context.state(|state| state.previous_checkpoint.clone()).flatten() else {
+        return Err(CopyError::Source.into());
+    };
+    assert_eq!(floor.root.incarnation, context.array.incarnation(), "lives are condemned by a checkpoint of this one");
+    let root = closure::read_root(copies, keys, &floor.root).await?.payload;
+    let closure = closure::walk(copies, keys, &root, &|_| false).await?;
+    let named = closure.pages.iter().chain(&closure.segments).map(|object| (object.incarnation, object.number));
+    let mut referred: Referred = named.collect();
+    context.state(|state| referred.extend(state.condemned.keys().filter(|(_, number)| *number != LEAVINGS)));
+    Ok(referred)
+}
+
 /// Deletes condemned objects as far as the cloud lets: roots and orphans first and one by one, for they may refer to what
 /// follows, then the rest several at a time. Returns those that are gone.
 async fn delete_objects<'a>(
     context: &VolumeContext,
     keys: &KeySet,
     cloud: &Cloud,
-    objects: &'a [CondemnedObject],
+    objects: &[&'a CondemnedObject],
 ) -> Vec<&'a CondemnedObject> {
     let refers =
         |condemned: &&CondemnedObject| condemned.kind == NumberedKind::Root || condemned.object.hash == Hash::ZERO;
-    let (first, others): (Vec<_>, Vec<_>) = objects.iter().partition(refers);
+    let (first, others): (Vec<_>, Vec<_>) = objects.iter().copied().partition(refers);
     let mut gone = Vec::new();
     for condemned in first {
         match delete(context, keys, cloud, condemned).await {
