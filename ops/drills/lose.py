@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The node and a cloud are gone, or a cloud is damaged: `velum recover` brings the image back from the clouds and the key."""
+"""The node and a cloud are gone, or the node is and a cloud is damaged, emptied or another cluster's: `velum recover` brings the
+image back from the clouds and the key, and the new node fills the bad cloud again."""
 
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import time
 
-from drill import MIB, VELUM, Drill, Node, check, file_hash, run, say
+from drill import MIB, VELUM, Drill, Node, check, file_hash, run, say, tree
 
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
 SIZE = 512 * MIB
@@ -36,8 +37,9 @@ def overwrite(node, image, chance):
     nbd.close()
 
 
-def recover(drill, data, name, clouds, *arguments, okay=(0,)):
-    """Recovers from copies of clouds, serves the result, and gives the report and the image read back."""
+def recover(drill, data, name, clouds, *arguments, okay=(0,), served=None):
+    """Recovers from copies of clouds, serves the result, and gives the report and the image read back. `served` is told of the
+    node while it runs."""
     new = drill.folder / name
     given = [word for cloud, folder in clouds.items() for word in ("--cloud", f"{cloud}=file://{folder}")]
     began = time.monotonic()
@@ -50,16 +52,26 @@ def recover(drill, data, name, clouds, *arguments, okay=(0,)):
     readable = time.monotonic() - began
     back = drill.folder / f"{name}.back"
     run("nbdcopy", node.uri(), back, timeout=300)
+    if served:
+        served(node)
     node.stop()
     return report, back, readable
+
+
+def wait_until_listed(node, name, seconds=120):
+    """Waits until `velum cloud list` shows the cloud at the head of every volume."""
+    node.flush()
+    node.wait_until_complete(seconds=seconds)
+    listed = {cloud["name"]: cloud for cloud in node.velum("cloud", "list")}
+    check(listed[name]["lag_records"] == 0, f"cloud {name} lags in `velum cloud list`: {listed[name]}")
+    check(listed[name]["up"], f"cloud {name} is away in `velum cloud list`: {listed[name]}")
 
 
 def damage(folder, chance):
     """Flips, cuts and removes: most objects are hurt somewhere."""
     hurt = {"bytes flipped": 0, "cut": 0, "removed": 0}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        # A cloud whose slots are gone and whose identity names another cluster is taken for that cluster's: not here.
-        what = chance.uniform(0.2, 1) if "slots" in path.parts else chance.random()
+        what = chance.random()
         if what < 0.1:
             path.unlink()
             hurt["removed"] += 1
@@ -75,11 +87,37 @@ def damage(folder, chance):
     return hurt
 
 
+def ruin(folder, chance):
+    """Hurts every object: a third each by flipped bits, by a tail of random bytes, and by nothing but random bytes."""
+    count = 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        body = bytearray(path.read_bytes())
+        match chance.randrange(3):
+            case 0:
+                for _ in range(chance.randrange(1, 9)):
+                    body[chance.randrange(len(body))] ^= 1 << chance.randrange(8)
+            case 1:
+                at = chance.randrange(len(body))
+                body[at:] = chance.randbytes(len(body) - at)
+            case _:
+                body[:] = chance.randbytes(len(body))
+        count += bytes(body) != path.read_bytes()
+        path.write_bytes(body)
+    return f"{count} objects hurt"
+
+
+def empty(folder, _):
+    """Leaves the place and nothing in it."""
+    for entry in list(folder.iterdir()):
+        shutil.rmtree(entry)
+    return "emptied"
+
+
 def summary(report):
     return {cloud["name"]: (sum(cloud["corrupt"].values()), sum(cloud["missing"].values())) for cloud in report["clouds"]}
 
 
-with Drill("node and cloud lost, cloud damaged: recovered from clouds and key", 600) as drill:
+with Drill("node and cloud lost, cloud bad: recovered from clouds and key", 900) as drill:
     say(f"   seed {SEED}")
     chance = random.Random(SEED)
     data, image = drill.folder / "data", drill.folder / "image"
@@ -120,6 +158,63 @@ with Drill("node and cloud lost, cloud damaged: recovered from clouds and key", 
     check(sum(found["b"]) > 0, f"the damage of cloud b is not in the report: {found}")
     check(sum(found["a"]) == 0 and sum(found["c"]) == 0, f"clouds a and c are whole, the report says otherwise: {found}")
     say(f"   cloud b damaged ({hurt}): byte-identical; reported of b: {found['b'][0]} corrupt, {found['b'][1]} missing")
+
+    # Another cluster, whose cloud stands where one of ours should.
+    other = Node(drill, drill.folder / "other", "--size", "64MiB").start()
+    other.flush()
+    other.stop()
+
+    def replace(folder, _):
+        shutil.rmtree(folder)
+        shutil.copytree(drill.folder / "other" / "clouds" / folder.name, folder)
+        return "replaced by another cluster's"
+
+    bad = {"damaged": ruin, "empty": empty, "foreign": replace}
+    for bad_cloud, (standing, spoil) in zip("bca", bad.items()):
+        folders = copies(f"bad-{standing}")
+        folder = folders[bad_cloud]
+        what = spoil(folder, chance)
+        spoilt = tree(folder)
+
+        def served(node):
+            if standing == "foreign":
+                check(tree(folder) == spoilt, "another cluster's cloud was written to")
+                error = {cloud["name"]: cloud for cloud in node.velum("cloud", "list")}[bad_cloud]["last_error"]
+                check("another cluster" in (error or ""), f"`velum cloud list` does not say why: {error}")
+                # What the report says: an empty place under this URL.
+                shutil.rmtree(folder)
+                folder.mkdir(mode=0o700)
+            wait_until_listed(node, bad_cloud)
+
+        report, back, _ = recover(drill, data, f"new-{standing}", folders, served=served)
+        check(file_hash(back) == expected, f"with cloud {bad_cloud} {what} the image is another one")
+        told = {cloud["name"]: cloud for cloud in report["clouds"]}[bad_cloud]
+        check(told["standing"] == standing, f"cloud {bad_cloud} was {what}, the report says {told}")
+        check(f"({bad_cloud})" in report["assumption"], f"the assumption does not name {bad_cloud}: {report['assumption']}")
+        back.unlink()
+        # The proof that it is whole again: it and one other bring everything back.
+        left = {name: folder for name, folder in folders.items() if name in (bad_cloud, "b" if bad_cloud == "a" else "a")}
+        gone = next(name for name in "abc" if name not in left)
+        again, back, _ = recover(drill, data, f"again-{standing}", left, "--accept-missing", gone, "--verify", "full")
+        check(file_hash(back) == expected, f"cloud {bad_cloud} was filled again, and the image is another one")
+        whole = {cloud["name"]: cloud for cloud in again["clouds"]}[bad_cloud]
+        check(not whole["corrupt"] and not whole["missing"], f"cloud {bad_cloud} is not whole again: {whole}")
+        back.unlink()
+        say(f"   cloud {bad_cloud} {what}: byte-identical; the report: {told['why']}; {told['follows']}; filled again, at the "
+            "head, and without fault in the next recovery")
+
+    folders = copies("two-bad")
+    ruin(folders["a"], chance)
+    empty(folders["c"], chance)
+    before = tree(drill.folder / "two-bad")
+    given = [word for cloud, folder in folders.items() for word in ("--cloud", f"{cloud}=file://{folder}")]
+    refused = subprocess.run([VELUM, "recover", *given, "--keyfile", str(data / "root.key"), "--dir",
+                              str(drill.folder / "new-two-bad")], capture_output=True, text=True, timeout=60)
+    check(refused.returncode == 1 and "of cloud a," in refused.stderr and "of cloud c," in refused.stderr,
+          f"two bad clouds are not refused by name: {refused}")
+    check(tree(drill.folder / "two-bad") == before, "a refused recovery changed the clouds")
+    check(not (drill.folder / "new-two-bad").exists(), "a refused recovery left a directory")
+    say("   two clouds bad: refused with a reason for each, clouds and directory as before")
 
     folders = copies("refused")
     shutil.rmtree(folders.pop("c"))

@@ -1,6 +1,9 @@
 //! Clouds as they are named on a command line.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use velum_node::config::CloudConfig;
@@ -54,6 +57,25 @@ pub(crate) fn named(clouds: &[CloudArg]) -> Result<Vec<CloudConfig>, Failure> {
         options: BTreeMap::new(),
     });
     Ok(named.collect())
+}
+
+/// Refuses clouds that are the same directory under two paths, as through a link: a copy there would count twice.
+pub(crate) fn expect_apart(clouds: &[CloudConfig]) -> Result<(), Failure> {
+    let mut known: Vec<(&str, PathBuf)> = Vec::new();
+    for cloud in clouds {
+        let Some(path) = folder(cloud).and_then(|path| path.canonicalize().ok()) else { continue };
+        if let Some((other, _)) = known.iter().find(|(_, other)| path.starts_with(other) || other.starts_with(&path)) {
+            let what = format!("clouds {other} and {} lie in the same place, {}", cloud.name, path.display());
+            return Err(Failure::usage(what, "give each cloud once, under its own name"));
+        }
+        known.push((&cloud.name, path));
+    }
+    Ok(())
+}
+
+/// The local directory that plays a cloud.
+pub(crate) fn folder(cloud: &CloudConfig) -> Option<PathBuf> {
+    url::Url::parse(&cloud.url).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
 }
 
 /// Three local directories that play clouds, below `dir`.

@@ -31,6 +31,22 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// The folders of a path that are not there yet, deepest first.
+pub(crate) fn missing_folders(path: &Path) -> Vec<PathBuf> {
+    path.ancestors()
+        .take_while(|folder| !folder.as_os_str().is_empty() && !exists(folder))
+        .map(Path::to_owned)
+        .collect()
+}
+
+/// Removes folders that were made and came to hold nothing.
+pub(crate) fn remove_empty(folders: &[PathBuf]) {
+    for folder in folders {
+        // One that holds something stays, and so do those above it.
+        drop(fs::remove_dir(folder));
+    }
+}
+
 /// A secret file's permission bits and contents.
 pub(crate) fn read_secret(path: &Path) -> Result<(u32, Zeroizing<Vec<u8>>), Failure> {
     let metadata = fs::metadata(path).map_err(|error| cannot("read", path, &error))?;

@@ -79,17 +79,9 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
             Depth::Full => Verify::Full,
         },
     };
-    // Before anything is claimed in the clouds: a claim fences a node that may still live.
-    files::create_folder(&dir)?;
-    let report = serve::on_node_thread(async {
-        let env = serve::environment()?;
-        let spinner = output::spinner("recovering");
-        let found = recover::recover(&env, &plan, &|step| spinner.set_message(step.to_owned())).await;
-        spinner.finish_and_clear();
-        let found = found.map_err(|error| refusal(&error))?;
-        adopt(&env, &dir, &config, &resolved, &found).await?;
-        Ok::<_, Failure>(found.report)
-    })??;
+    let folders = resolved.clouds.iter().filter_map(clouds::folder).chain([dir.clone()]);
+    let missing: Vec<PathBuf> = folders.flat_map(|folder| files::missing_folders(&folder)).collect();
+    let report = bring_back(&dir, &config, &resolved, &plan).inspect_err(|_| files::remove_empty(&missing))?;
     output::print(format, &report);
     output::say(&format!("serve it with `velum up --dir {}`", recover.dir.display()));
     let lost: usize = report.volumes.iter().map(|volume| volume.lost.len()).sum();
@@ -98,6 +90,21 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
         return Err(Failure::new(what, "bring back a cloud that holds them, and recover into another directory"));
     }
     Ok(())
+}
+
+/// Recovers and writes what was found to the new directory.
+fn bring_back(dir: &Path, config: &NodeConfig, resolved: &NodeConfig, plan: &Plan) -> Result<Report, Failure> {
+    // Before anything is claimed in the clouds: a claim fences a node that may still live.
+    files::create_folder(dir)?;
+    serve::on_node_thread(async {
+        let env = serve::environment()?;
+        let spinner = output::spinner("recovering");
+        let found = recover::recover(&env, plan, &|step| spinner.set_message(step.to_owned())).await;
+        spinner.finish_and_clear();
+        let found = found.map_err(|error| refusal(&error))?;
+        adopt(&env, dir, config, resolved, &found).await?;
+        Ok(found.report)
+    })?
 }
 
 /// Why a recovery was refused; what the command line got wrong is told apart.
@@ -133,6 +140,7 @@ fn config(recover: &Recover) -> Result<NodeConfig, Failure> {
         output::say("the recovered node has fewer than three clouds, few_clouds = true stands in its settings");
     }
     settings::warn(&config.check("the command line")?);
+    clouds::expect_apart(&config.clouds)?;
     Ok(config)
 }
 
