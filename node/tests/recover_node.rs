@@ -520,10 +520,24 @@ fn of_two_recoveries_at_once_at_most_one_goes_on() {
 
 #[test]
 fn a_recovery_broken_off_at_any_point_can_be_repeated() {
-    for milliseconds in (1..).step_by(7) {
+    break_off_everywhere(None, 7);
+}
+
+/// Broken off while it replaces what is damaged, too.
+#[test]
+fn a_recovery_with_a_bad_cloud_broken_off_at_any_point_can_be_repeated() {
+    break_off_everywhere(Some(Ruin::Hurt), 29);
+    break_off_everywhere(Some(Ruin::Emptied), 29);
+}
+
+fn break_off_everywhere(bad: Option<Ruin>, step: usize) {
+    for milliseconds in (1..).step_by(step) {
         let finished = run(120, async |cluster| {
             let (process, mut history) = with_history(&cluster, 5).await;
             process.crash(Crash::LoseAll);
+            if let Some(how) = bad {
+                ruin(&cluster, "b", how).await;
+            }
             let first = cluster.recover(&CLOUDS, &[], Verify::Present);
             let finished =
                 futures_util::future::select(Box::pin(first), Box::pin(cluster::clouds::pause(milliseconds))).await;

@@ -186,7 +186,7 @@ with Drill("node and cloud lost, cloud bad: recovered from clouds and key", 900)
                 folder.mkdir(mode=0o700)
             wait_until_listed(node, bad_cloud)
 
-        report, back, _ = recover(drill, data, f"new-{standing}", folders, served=served)
+        report, back, _ = recover(drill, data, f"new-bad-{standing}", folders, served=served)
         check(file_hash(back) == expected, f"with cloud {bad_cloud} {what} the image is another one")
         told = {cloud["name"]: cloud for cloud in report["clouds"]}[bad_cloud]
         check(told["standing"] == standing, f"cloud {bad_cloud} was {what}, the report says {told}")

@@ -3,6 +3,7 @@
 //! Runs the real binary on a small cluster in a scratch directory; its port is the kernel's choice.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets the unexpected has failed, and says where")]
+#![allow(clippy::disallowed_methods, reason = "the test looks at the files of other processes")]
 
 use std::{
     collections::BTreeMap,

@@ -46,10 +46,10 @@ fn a_short_file_gets_the_documented_defaults() {
 
 #[test]
 fn a_cloud_in_memory_is_warned_of() {
-    let text = GOOD.replace("file:///srv/a", "memory:///");
+    let text = format!("plain_exports = true\n{GOOD}").replace("file:///srv/a", "memory:///");
     let (_, warnings) = NodeConfig::parse(text.as_bytes(), "node.toml").unwrap();
     let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
-    assert_eq!((warning.key.as_str(), warning.line), ("clouds[0].url", Some(5)));
+    assert_eq!((warning.key.as_str(), warning.line), ("clouds[0].url", Some(6)));
     assert!(warning.remedy.contains("nothing in it survives a restart"), "{warning}");
     assert!(is_in_memory("memory:///x") && !is_in_memory("file:///memory:") && !is_in_memory("memory"));
 }

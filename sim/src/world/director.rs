@@ -22,6 +22,9 @@ const LOOK_MS: u64 = 400;
 const SWEEP_LIMIT_MS: u64 = 90_000;
 const SWEEPS_MAX: u32 = 6;
 
+/// About how many I/Os it takes to write down what was recovered and to start from it.
+const RECOVERY_IOS: u64 = 60;
+
 impl World {
     /// Runs the plan to its end.
     pub(super) async fn direct(&self) {
@@ -376,7 +379,12 @@ impl World {
             *guest.door.borrow_mut() = self.host().door();
         }
         let accept_missing = given_up.iter().chain(&emptied).map(|cloud| cloud.name().to_owned()).collect();
+        let host = self.host();
+        let faults = &host.machine().medium.faults;
+        // The first attempt may end at any of its I/Os, and is repeated.
+        faults.end_after.set(self.rng.chance(500_000).then(|| self.rng.below(RECOVERY_IOS)));
         self.bring_up(Task::Recover { accept_missing }).await;
+        faults.end_after.set(None);
         self.begin_era(cut_at, Cut::Recovery).await;
         if let Some(cloud) = given_up {
             cloud.faults.away_until_ms.set(0);

@@ -175,6 +175,7 @@ impl World {
         while self.sim.now_ms() < until {
             match self.host().condition() {
                 Condition::Up => return true,
+                Condition::Starting if self.host().has_ended() => return false,
                 Condition::Starting => self.sim.sleep_ms(10).await,
                 Condition::Down | Condition::Failed(_) => return false,
             }

@@ -20,11 +20,7 @@ use velum_protocol::{
     id::{Incarnation, ObjectNumber, Seq},
 };
 
-use super::{
-    AT_ONCE,
-    records::{self, GAP_UNKNOWN},
-    roots,
-};
+use super::{AT_ONCE, records, roots};
 use crate::{
     array::{
         context::ArrayContext,
@@ -37,7 +33,7 @@ use crate::{
 
 /// Numbers in a row under which nothing is there before the search for higher ones ends: what owners give up that start and
 /// crash this often without storing anything.
-const GAP: u64 = 8 * RANGE;
+const GAP: u64 = 4 * RANGE;
 
 /// Numbers gone through in one go; then other things that wait in the cloud have their turn.
 const NUMBERS_PER_SWEEP: u64 = 4096;
@@ -65,7 +61,8 @@ pub(crate) async fn sweep(
         Some(next) => *next,
         None => {
             // The floor is of this life, so records of another one behind it are void; they may name what goes next.
-            records::delete_void(array, keys, cloud, life, floor, GAP_UNKNOWN).await?;
+            // They came to the cloud in order, so a short gap is their end.
+            records::delete_void(array, keys, cloud, life, floor, records::GAP).await?;
             let known = referred.range((life, ObjectNumber(0))..(life.next(), ObjectNumber(0))).next_back();
             let known = known.map_or(0, |(_, number)| number.0).max(last_root(array, keys, life).await?);
             last_number(array, keys, cloud, life, known).await?

@@ -31,13 +31,14 @@ pub(super) async fn mend(sources: &Sources, identity: &Identity) {
             source.count_mended(stored);
         }
         let hurt = stream::iter(source.hurt());
-        let mended = hurt.map(|(name, hash)| async move {
-            match sources.whole(&name, &hash, source).await {
+        hurt.for_each_concurrent(AT_ONCE, |(name, hash)| async move {
+            let mended = match sources.whole(&name, &hash, source).await {
                 Some(stored) => sources.put(source, &name, &stored).await,
                 None => false,
-            }
-        });
-        mended.buffer_unordered(AT_ONCE).for_each(|mended| std::future::ready(source.count_mended(mended))).await;
+            };
+            source.count_mended(mended);
+        })
+        .await;
     }
 }
 
