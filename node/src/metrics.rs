@@ -228,7 +228,7 @@ pub struct CloudMetrics {
     pub reclaimed_objects: IntCounter,
     /// `velum_cloud_reclaimed_bytes_total`
     pub reclaimed_bytes: IntCounter,
-    /// `velum_cloud_repaired_objects_total`: copies that were missing or damaged and stored again.
+    /// `velum_cloud_repaired_objects_total`: segments that were missing or damaged and stored again.
     pub repaired: IntCounter,
 }
 
@@ -574,7 +574,7 @@ impl Make {
             reclaimed_bytes: self.counters("velum_cloud_reclaimed_bytes_total", "Bytes of objects deleted", label),
             repaired: self.counters(
                 "velum_cloud_repaired_objects_total",
-                "Copies that a read found missing or damaged and that were stored again",
+                "Segments that a read found missing or damaged and that were stored again",
                 label,
             ),
         }

@@ -331,3 +331,24 @@ fn a_copy_that_a_read_finds_damaged_or_missing_is_repaired() {
         assert_eq!(wrong, 0, "of the copies that were read none is damaged any more; {repaired} were repaired");
     });
 }
+
+/// Seed 730000007: a start asks every cloud for the root of the checkpoint. A cloud that had not got it yet was repaired, and held
+/// a root without its pages. (The watcher of the clouds asks of each root, when it comes, that all it names is there.)
+#[test]
+fn a_cloud_that_lags_is_not_given_a_root_before_its_pages() {
+    run(81, async |cluster| {
+        let (process, mut reference) = with_history(&cluster, 2).await;
+        cluster.cloud("b").refused.set(Some(ObjectKind::Page));
+        write(&cluster, &process, &mut reference, 8).await;
+        process.work(5_000).await;
+        process.crash(Crash::Process);
+        for cloud in ["a", "c"] {
+            cluster.cloud(cloud).latency_ms.set(200);
+        }
+        let process = cluster.start().await;
+        process.work(60_000).await;
+        cluster.cloud("b").refused.set(None);
+        process.converge().await;
+        assert_eq!(cluster.differences(&process.state()), BTreeSet::new());
+    });
+}

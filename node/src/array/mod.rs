@@ -2,7 +2,7 @@
 //!
 //! [`flush`] moves windows of the cache into the sequence, [`sequence`] brings the sequence to every cloud, [`checkpoint`] saves
 //! the extent map, [`reclaim`] deletes what nothing refers to any more, [`compact`] empties segments that are mostly dead for
-//! it, [`catalogue`] publishes what a recovery must know first, [`repair`] stores copies again that a read found lost, and
+//! it, [`catalogue`] publishes what a recovery must know first, [`repair`] stores segments again that a read found lost, and
 //! [`recover`] makes a cluster of clouds alone. [`VolumeArray`] wires the first five for one volume.
 //!
 //! What holds in every cloud at every instant: what is there refers only to what is there too. Everything is stored in an

@@ -1,8 +1,8 @@
-//! Repairs copies that a read found missing or damaged while another cloud had the object.
+//! Repairs copies of segments that a read found missing or damaged while another cloud had them.
 //!
-//! The bytes come from another cloud and are opened, or compared with their hash, before they are stored again; so damage is
-//! never spread, and the repaired copy is the very bytes that were stored first. An object may always come to a cloud before
-//! what names it, so a cloud that lags loses nothing by it.
+//! The bytes come from another cloud and are opened before they are stored again; so damage is never spread, and the repaired
+//! copy is the very bytes that were stored first. A segment names nothing and may always come to a cloud before what names it,
+//! so a cloud that lags stays closed. A page or a root may not: those a cloud gets with its checkpoints alone.
 //!
 //! What was condemned meanwhile is left alone, and deleted again if it came back behind its deletion: a reader may have gone
 //! by a map that is over.
@@ -11,9 +11,8 @@ use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use velum_protocol::{
-    checksum,
-    format::{checkpoint::ROOT_OBJECT_BYTES_MAX, segment::SEGMENT_BYTES_MAX},
-    id::ObjectNumber,
+    format::segment::SEGMENT_BYTES_MAX,
+    id::{Incarnation, ObjectNumber},
 };
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
 use crate::{
     actor,
     cloud::fetch::holes::{Hole, Holes},
-    keyring::{KeySet, ObjectKind},
+    metadata::state::VolumeState,
 };
 
 /// Rest between two repairs: they are nobody's hurry, and reads and flushes go on meanwhile.
@@ -50,13 +49,12 @@ pub fn start(array: &ArrayContext, holes: Rc<Holes>) {
     });
 }
 
-/// Stores an object in a cloud again; `false` when there is nothing to repair.
+/// Stores a segment in a cloud again; `false` when there is nothing to repair.
 async fn repair(array: &ArrayContext, hole: &Hole) -> Result<bool, CopyError> {
     let (Some(Ok(keys)), true) = (array.keys(hole.id.volume), is_needed(array, hole)) else { return Ok(false) };
     let Some((_visit, cloud)) = array.copies.enter(&hole.cloud) else { return Ok(false) };
-    let bytes_max = fits_in(SEGMENT_BYTES_MAX.max(ROOT_OBJECT_BYTES_MAX));
-    let fits = |stored: &Bytes| is_whole(&keys, hole, stored);
-    let stored = match array.copies.read_where(&hole.id, bytes_max, Some(&hole.cloud), fits).await {
+    let opens = |stored: &Bytes| keys.verify_segment(number(hole), stored).is_ok();
+    let stored = match array.copies.read_where(&hole.id, fits_in(SEGMENT_BYTES_MAX), Some(&hole.cloud), opens).await {
         Err(CopyError::Gone) => return Ok(false),
         read => read?,
     };
@@ -64,27 +62,28 @@ async fn repair(array: &ArrayContext, hole: &Hole) -> Result<bool, CopyError> {
         return Ok(false);
     }
     array.copies.put(&cloud, &hole.id, stored).await?;
-    if is_needed(array, hole) {
-        return Ok(true);
+    if is_gone(array, hole) {
+        array.copies.delete(&cloud, &hole.id).await?;
+        return Ok(false);
     }
-    array.copies.delete(&cloud, &hole.id).await?;
-    Ok(false)
+    Ok(true)
 }
 
-/// True when the bytes are the object.
-fn is_whole(keys: &KeySet, hole: &Hole, stored: &Bytes) -> bool {
-    let number = (hole.id.incarnation, ObjectNumber(hole.id.number));
-    match (hole.hash, hole.id.kind) {
-        (Some(hash), _) => checksum::hash(stored) == hash,
-        (None, ObjectKind::Segment) => keys.verify_segment(number, stored).is_ok(),
-        (None, _) => false,
-    }
+fn number(hole: &Hole) -> (Incarnation, ObjectNumber) {
+    (hole.id.incarnation, ObjectNumber(hole.id.number))
 }
 
 /// False for what is condemned, or belongs to a volume that is deleted.
 fn is_needed(array: &ArrayContext, hole: &Hole) -> bool {
-    let name = (hole.id.incarnation, ObjectNumber(hole.id.number));
-    array
-        .with_volume(hole.id.volume, |volume| !volume.deleted && !volume.condemned.contains_key(&name))
-        .unwrap_or_default()
+    let needed = |volume: &VolumeState| !volume.deleted && !volume.condemned.contains_key(&number(hole));
+    array.with_volume(hole.id.volume, needed).unwrap_or_default()
+}
+
+/// True for what has been deleted from the cloud because nothing refers to it.
+fn is_gone(array: &ArrayContext, hole: &Hole) -> bool {
+    let gone = |volume: &VolumeState| {
+        let condemned = volume.condemned.get(&number(hole));
+        volume.deleted || condemned.is_some_and(|condemned| condemned.gone_from.contains(&hole.cloud))
+    };
+    array.with_volume(hole.id.volume, gone).unwrap_or(true)
 }

@@ -1,9 +1,9 @@
-//! Copies that a read found missing or damaged while another cloud had the object: work for whoever repairs.
+//! Copies of segments that a read found missing or damaged while another cloud had them: work for whoever repairs.
 
 use std::{cell::RefCell, collections::BTreeSet};
 
 use tokio::sync::Notify;
-use velum_protocol::{format::metadata::CloudName, id::Hash};
+use velum_protocol::format::metadata::CloudName;
 
 use crate::keyring::ObjectId;
 
@@ -15,10 +15,8 @@ const HOLES_MAX: usize = 1024;
 pub struct Hole {
     /// Where.
     pub cloud: CloudName,
-    /// Of which object.
+    /// Of which segment.
     pub id: ObjectId,
-    /// The hash of its bytes, where it is known.
-    pub hash: Option<Hash>,
 }
 
 /// All that wait for repair.

@@ -161,7 +161,7 @@ impl Fetcher {
         })
     }
 
-    /// Copies that reads found missing or damaged.
+    /// Copies of segments that reads found missing or damaged.
     #[must_use]
     pub fn holes(&self) -> Rc<Holes> {
         Rc::clone(&self.0.holes)
@@ -174,11 +174,14 @@ impl Inner {
         Wanted { id, name, doubts: RefCell::default(), part, proof }
     }
 
-    /// One cloud had it: what others lacked can be repaired.
+    /// One cloud had it: what others lacked can be repaired. Pages and roots come to a cloud in an order that is not known
+    /// here.
     fn report_holes(&self, wanted: &Wanted) {
-        let hash = if let Proof::Hash(hash) = wanted.proof { Some(hash) } else { None };
+        if wanted.id.kind != ObjectKind::Segment {
+            return;
+        }
         for cloud in wanted.doubts.borrow().iter().filter_map(|place| self.clouds.get(*place)) {
-            self.holes.report(Hole { cloud: cloud.name().clone(), id: wanted.id, hash });
+            self.holes.report(Hole { cloud: cloud.name().clone(), id: wanted.id });
         }
     }
 
