@@ -97,14 +97,20 @@ impl Guard {
                 Standing::Emptied | Standing::Foreign | Standing::Returned => Standing::Returned,
             },
             Ok(_) => Standing::Foreign,
-            Err(CloudStoreError::NotFound) if self.standing.get() == Standing::Unseen && self.may_be_new.get() => {
-                return self.claim().await;
-            }
+            Err(CloudStoreError::NotFound) if self.may_be_new.get() => return self.claim().await,
             Err(CloudStoreError::NotFound) => Standing::Emptied,
             Err(error) => return Err(error),
         };
-        self.standing.set(found);
+        self.set(found);
         self.verdict()
+    }
+
+    /// A place that has been the cluster's is never new again, unless nothing is believed to be there.
+    fn set(&self, standing: Standing) {
+        self.standing.set(standing);
+        if standing == Standing::Ours {
+            self.may_be_new.set(false);
+        }
     }
 
     /// Makes the place the cluster's own, unless it is another's. Slots first: a place with an identity object always has
@@ -128,7 +134,7 @@ impl Guard {
             Err(error) => return Err(error),
         }
         let found = store.get(IDENTITY_NAME, IDENTITY_BYTES_MAX).await?;
-        self.standing.set(if found == identity.object { Standing::Ours } else { Standing::Foreign });
+        self.set(if found == identity.object { Standing::Ours } else { Standing::Foreign });
         self.verdict()
     }
 
