@@ -14,7 +14,7 @@ use bytes::Bytes;
 use support::{Crash, CrashDisk, Rng, env, life};
 use velum_node::{
     consensus::{Applier, Consensus, ConsensusError, Member, ProposeError, RestoreError, bootstrap, is_bootstrapped},
-    journal::{Journal, JournalIdentity, JournalSettings, StreamId},
+    journal::{Journal, JournalIdentity, JournalSettings},
     keyring::{Keyring, ProviderSecret, create_cluster, new_keyfile},
 };
 use velum_protocol::id::NodeId;
@@ -94,12 +94,12 @@ async fn start(disk: &CrashDisk, keyring: &Keyring) -> Result<Node, ConsensusErr
         bootstrap(&env, raft_dir(), member(keyring), List::default().snapshot()).await?;
     }
     let identity = JournalIdentity { cluster: keyring.cluster(), node: NODE };
-    let (journal, mut replay) = Journal::open(&env, journal_dir(), SETTINGS, identity).await?;
-    assert_eq!(replay.damage, vec![]);
+    let (journal, mut replay) = Journal::examine(&env, journal_dir(), SETTINGS, identity).await?;
     let list: Rc<RefCell<List>> = Rc::default();
-    let replayed = replay.records.remove(&StreamId::Raft).unwrap_or_default();
-    let consensus =
-        Consensus::start(&env, raft_dir(), member(keyring), Rc::clone(&journal), replayed, list.clone()).await?;
+    let examined = Consensus::examine(&env, raft_dir(), member(keyring), (&journal, &mut replay), &*list).await?;
+    assert_eq!(replay.damage, vec![]);
+    let journal = journal.begin().await?;
+    let consensus = Consensus::start(&env, examined, Rc::clone(&journal), list.clone()).await?;
     Ok(Node { consensus, journal, list })
 }
 
@@ -296,10 +296,10 @@ fn a_node_without_a_group_and_a_group_made_twice_are_refused() {
     life(&disk, async move {
         let (env, keyring) = (env(&on, 1), keyring());
         let identity = JournalIdentity { cluster: keyring.cluster(), node: NODE };
-        let (journal, _) = Journal::open(&env, journal_dir(), SETTINGS, identity).await.unwrap();
-        let list: Rc<RefCell<List>> = Rc::default();
-        let started = Consensus::start(&env, raft_dir(), member(&keyring), journal, Vec::new(), list).await;
-        assert!(matches!(started, Err(ConsensusError::NoGroup { .. })));
+        let (journal, mut replay) = Journal::examine(&env, journal_dir(), SETTINGS, identity).await.unwrap();
+        let list = RefCell::new(List::default());
+        let found = Consensus::examine(&env, raft_dir(), member(&keyring), (&journal, &mut replay), &list).await;
+        assert!(matches!(found, Err(ConsensusError::NoGroup { .. })));
         bootstrap(&env, raft_dir(), member(&keyring), Bytes::new()).await.unwrap();
         let again = bootstrap(&env, raft_dir(), member(&keyring), Bytes::new()).await;
         assert!(matches!(again, Err(ConsensusError::GroupExists { .. })));

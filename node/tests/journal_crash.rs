@@ -15,7 +15,7 @@ use std::{
 use futures_util::future::{Either, select};
 use support::{Crash, CrashDisk, Rng, env, life};
 use velum_node::journal::{
-    DamageKind, Journal, JournalError, JournalIdentity, JournalSettings, Position, RecordState, Replay, StreamId,
+    DamageKind, Journal, JournalError, JournalIdentity, JournalSettings, Position, RecordState, Replay, StreamId, Tail,
     inspect,
 };
 use velum_protocol::id::{ClusterId, NodeId, VolumeId};
@@ -55,6 +55,8 @@ struct Model {
     synced: usize,
     trimmed: BTreeMap<StreamId, u64>,
     next: BTreeMap<StreamId, u64>,
+    /// The machine lost power since the journal was last open.
+    lost_power: bool,
 }
 
 impl Model {
@@ -113,11 +115,18 @@ impl Model {
 
 /// Opens the journal and works on it at random until told to end.
 async fn work(disk: CrashDisk, rng: Rc<Rng>, model: Rc<RefCell<Model>>, steps: u64, context: String, kept: usize) {
-    let (journal, replay) = Journal::open(&env(&disk, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+    let before = disk.image();
+    let (examined, replay) = Journal::examine(&env(&disk, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+    assert!(disk.image() == before, "{context}: looking changes something");
+    if !model.borrow().lost_power {
+        assert_ne!(replay.tail, Tail::Cut, "{context}: a process that dies loses nothing acked");
+    }
+    let journal = examined.begin().await.unwrap();
     {
         let mut model = model.borrow_mut();
         model.check(&replay, kept, &context);
         model.survive(&replay);
+        model.lost_power = false;
     }
     let mut syncs = Vec::new();
     for _ in 0..steps {
@@ -211,6 +220,7 @@ fn lives(seed: u64) {
                 model.synced
             }
         };
+        model.borrow_mut().lost_power |= crash != Crash::Process;
         disk = disk.after(crash, &rng);
     }
     let context = format!("seed {seed}, the end");
@@ -627,4 +637,295 @@ fn inspection_shows_records_and_their_state_without_keys() {
         states,
         [RecordState::Whole, RecordState::Whole, RecordState::BodyDamaged, RecordState::Whole, RecordState::Whole]
     );
+}
+
+/// A journal whose last three records are `length` long, synced if `synced` says so, and the disk after the process died.
+fn ended(length: usize, synced: bool) -> CrashDisk {
+    let disk = CrashDisk::new();
+    let on = disk.clone();
+    life(&disk, async move {
+        let (journal, _) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+        for number in 1..=6 {
+            journal.append(stream(1), at(number), &body(stream(1), number, length)).unwrap();
+            if number == 3 {
+                journal.sync().await.unwrap();
+            }
+        }
+        journal.submit().unwrap();
+        if synced {
+            journal.sync().await.unwrap();
+        }
+    });
+    disk.after(Crash::Process, &Rng::new(1))
+}
+
+/// What may happen to the last record at rest: its body, its header, or all of it.
+const SPOILS: [fn(&mut [u8]); 3] = [|record| record[120] ^= 1, |record| record[30] ^= 1, |record| record.fill(0)];
+
+/// Nothing follows the last record that a barrier covered, so no record said that it had been durable: when it was damaged
+/// it was taken for an unfinished end and dropped.
+#[test]
+fn damage_to_the_last_synced_record_is_damage_and_stays_reported() {
+    // Also records of which several stand in a sector.
+    for length in [40, 500, 5000] {
+        for (kind, spoil) in SPOILS.into_iter().enumerate() {
+            let disk = ended(length, true);
+            let (path, offset) = place_of(&disk, 6);
+            disk.damage(&path, |bytes| spoil(&mut bytes[offset..offset + 96 + length]));
+            let context = format!("{length} bytes, kind {kind}");
+            for turn in 0..3 {
+                let (journal, replay) = open(&disk).unwrap();
+                assert_eq!(replay.damage.len(), 1, "{context}, start {turn}");
+                let loss = replay.loss(stream(1));
+                assert!(loss.end || loss.records == [at(6)], "{context}, start {turn}: {loss:?}");
+                assert!(numbers(&replay).starts_with(&[1, 2, 3, 4, 5]), "{context}, start {turn}");
+                assert_eq!(replay.tail, Tail::Whole, "{context}, start {turn}: nothing else is lost");
+                let on = disk.clone();
+                // Others go on behind it.
+                life(&disk, async move {
+                    journal.append(stream(2), at(1 + turn), b"of another stream").unwrap();
+                    journal.sync().await.unwrap();
+                    drop(on);
+                });
+            }
+        }
+    }
+}
+
+/// Written and acked, not synced: lost for good when it is damaged, but not without a word.
+#[test]
+fn damage_to_the_last_written_record_is_told_within_one_boot() {
+    for length in [40, 500, 5000] {
+        for (kind, spoil) in SPOILS.into_iter().enumerate() {
+            let disk = ended(length, false);
+            let (_, replay) = open(&disk.after(Crash::Process, &Rng::new(1))).unwrap();
+            assert_eq!((numbers(&replay), replay.tail), ((1..=6).collect(), Tail::Whole));
+            let (path, offset) = place_of(&disk, 6);
+            disk.damage(&path, |bytes| spoil(&mut bytes[offset..offset + 96 + length]));
+            let (_, replay) = open(&disk).unwrap();
+            assert_eq!(replay.tail, Tail::Cut, "{length} bytes, kind {kind}");
+            assert_eq!((numbers(&replay), replay.damage), ((1..=5).collect(), vec![]), "{length} bytes, kind {kind}");
+        }
+    }
+}
+
+#[test]
+fn a_write_that_was_never_finished_is_dropped_and_was_never_acked() {
+    let disk = CrashDisk::new();
+    let on = disk.clone();
+    life(&disk, async move {
+        let (journal, _) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+        journal.append(stream(1), at(1), &[1; 3000]).unwrap();
+        journal.sync().await.unwrap();
+        journal.append(stream(1), at(2), &[2; 3000]).unwrap();
+        // The process dies behind the write of the record, and before anybody hears of it.
+        on.stop_after(2);
+        journal.submit().unwrap();
+    });
+    let disk = disk.after(Crash::Process, &Rng::new(1));
+    let (path, offset) = place_of(&disk, 2);
+    for (cut, kept) in [(3096, vec![1, 2]), (2000, vec![1]), (60, vec![1]), (0, vec![1])] {
+        let disk = disk.after(Crash::Process, &Rng::new(1));
+        disk.damage(&path, |bytes| bytes[offset + cut..offset + 3096].fill(0));
+        let (_, replay) = open(&disk).unwrap();
+        assert_eq!((numbers(&replay), replay.tail), (kept, Tail::Whole), "cut at {cut}");
+        assert_eq!(replay.damage, vec![], "cut at {cut}");
+    }
+}
+
+/// One bit of any record flips after the process died. Whatever was acked and is lost by that is told as what it was.
+#[test]
+fn a_bit_that_flips_anywhere_never_takes_an_acked_record_silently() {
+    let (mut damaged, mut cut) = (0, 0);
+    for seed in 0..150 {
+        let rng = Rc::new(Rng::new(1000 + seed));
+        let model = Rc::new(RefCell::new(Model::default()));
+        let disk = CrashDisk::new();
+        disk.stop_after(100 + rng.below(300));
+        life(&disk, work(disk.clone(), Rc::clone(&rng), Rc::clone(&model), 2000, format!("seed {seed}"), 0));
+        let disk = disk.after(Crash::Process, &rng);
+        // The records nearest to the end, for those nothing else tells of.
+        let model = model.borrow();
+        let Some(first) = model.appended.len().checked_sub(30) else { continue };
+        let index = first + rng.index(30);
+        let (stream_of, number, _) = &model.appended[index];
+        let Some((path, offset, end)) = find(&disk, *stream_of, *number) else { continue };
+        let bit = offset + rng.index(end - offset);
+        let is_filling = bit >= offset + 96 + model.appended[index].2.len();
+        disk.damage(&path, |bytes| bytes[bit] ^= 1 << rng.below(8));
+        let (_, replay) = open(&disk).unwrap();
+        let there = |(of, number, _): &(StreamId, u64, Vec<u8>)| {
+            model.is_trimmed(*of, *number)
+                || replay.records.get(of).is_some_and(|records| records.iter().any(|(at, _)| at.number == *number))
+        };
+        let gone = |records: &[(StreamId, u64, Vec<u8>)]| records.iter().filter(|record| !there(record)).count();
+        let (synced, submitted) =
+            (gone(&model.appended[..model.synced]), gone(&model.appended[model.synced..model.submitted]));
+        let context = format!("seed {seed}: {stream_of} {number}, {index} of {} and {}", model.synced, model.submitted);
+        assert!(!is_filling || synced + submitted == 0, "{context}: nothing hangs on the filling");
+        assert!(synced == 0 || !replay.damage.is_empty(), "{context}: {synced} synced records are gone");
+        // The journal syncs by itself too, when it begins another file.
+        let is_told = replay.tail == Tail::Cut || !replay.damage.is_empty();
+        assert!(submitted == 0 || is_told, "{context}: {submitted} acked records are gone");
+        (damaged, cut) = (damaged + usize::from(synced > 0), cut + usize::from(submitted > 0));
+    }
+    assert!(damaged > 10 && cut > 10, "{damaged} and {cut} of the seeds lost something");
+}
+
+/// File, offset and end of a record.
+fn find(disk: &CrashDisk, stream: StreamId, number: u64) -> Option<(PathBuf, usize, usize)> {
+    disk.paths().into_iter().find_map(|path| {
+        let (on, name) = (disk.clone(), path.clone());
+        let found = life(disk, async move { inspect(&env(&on, 1), &name).await.unwrap() }).unwrap();
+        let kind = Some(velum_node::journal::RecordKind::Stream(stream, at(number)));
+        let record = found.records.into_iter().find(|record| record.kind == kind)?;
+        Some((path, usize::try_from(record.offset).unwrap(), usize::try_from(record.end).unwrap()))
+    })
+}
+
+fn reach() -> PathBuf {
+    dir().join("reach")
+}
+
+#[test]
+fn notes_that_cannot_be_read_tell_nothing_of_the_end() {
+    let spoil: [fn(&CrashDisk); 4] = [
+        |disk| disk.remove_file(&reach()),
+        |disk| disk.damage(&reach(), |bytes| bytes[20] ^= 1),
+        |disk| disk.damage(&reach(), |bytes| bytes[4096 + 60] ^= 1),
+        |disk| disk.damage(&reach(), |bytes| bytes.truncate(4200)),
+    ];
+    for spoil in spoil {
+        let disk = ended(500, false);
+        spoil(&disk);
+        let (_, replay) = open(&disk).unwrap();
+        assert_eq!((numbers(&replay), replay.tail), ((1..=6).collect(), Tail::Unknown));
+        // The next start has notes again.
+        let (_, replay) = open(&disk.after(Crash::Process, &Rng::new(1))).unwrap();
+        assert_eq!((numbers(&replay), replay.tail), ((1..=6).collect(), Tail::Whole));
+    }
+}
+
+#[test]
+fn notes_of_another_boot_say_what_was_durable_and_no_more() {
+    for crash in [Crash::LoseAll, Crash::KeepAll] {
+        let disk = ended(500, false).after(crash, &Rng::new(1));
+        let (_, replay) = open(&disk).unwrap();
+        assert!(numbers(&replay).starts_with(&[1, 2, 3]));
+        assert_eq!(replay.tail, Tail::Unknown, "{crash:?}");
+    }
+    // Written back by the kernel before power failed.
+    let disk = ended(500, true).after(Crash::KeepAll, &Rng::new(1));
+    let (path, offset) = place_of(&disk, 6);
+    disk.damage(&path, |bytes| bytes[offset + 200] ^= 1);
+    let (_, replay) = open(&disk).unwrap();
+    assert_eq!(replay.loss(stream(1)).records, [at(6)]);
+}
+
+/// The file in which the last sync ended has gone, before any later file could name it.
+#[test]
+fn a_missing_newest_file_is_reported_at_every_start() {
+    let disk = filled(60, 8000);
+    let disk = disk.after(Crash::Process, &Rng::new(1));
+    open(&disk).unwrap();
+    let disk = disk.after(Crash::Process, &Rng::new(1));
+    let (path, _) = {
+        let on = disk.clone();
+        life(&disk, async move {
+            let (journal, _) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+            journal.append(stream(1), at(61), &body(stream(1), 61, 8000)).unwrap();
+            journal.sync().await.unwrap();
+        });
+        place_of(&disk, 61)
+    };
+    disk.remove_file(&path);
+    for turn in 0..2 {
+        let (_, replay) = open(&disk).unwrap();
+        assert!(!numbers(&replay).contains(&61));
+        assert!(replay.damage.iter().any(|damage| damage.kind == DamageKind::FileMissing), "start {turn}");
+        assert!(replay.loss(stream(1)).end, "start {turn}");
+    }
+}
+
+/// A start does not go by notes before its own tail stands: wherever it is broken off, the next one finds the same.
+#[test]
+fn a_start_broken_off_anywhere_finds_the_same_again() {
+    for spoiled in [false, true] {
+        for operation in 1..400 {
+            let disk = ended(500, false);
+            if spoiled {
+                // A record that was synced; those behind it were only written.
+                let (path, offset) = place_of(&disk, 3);
+                disk.damage(&path, |bytes| bytes[offset + 200] ^= 1);
+            }
+            disk.stop_after(operation);
+            let on = disk.clone();
+            let opened = life(&disk, async move { Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await });
+            let (_, replay) = open(&disk.after(Crash::Process, &Rng::new(operation))).unwrap();
+            let expected: Vec<u64> = (1..=6).filter(|number| !spoiled || *number != 3).collect();
+            assert_eq!((numbers(&replay), replay.tail), (expected, Tail::Whole), "operation {operation}");
+            assert_eq!(replay.damage.len(), usize::from(spoiled), "operation {operation}");
+            if opened.is_some() {
+                assert!(operation > 20, "the test breaks starts off");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn notes_of_another_node_or_a_newer_version_are_refused_and_untouched() {
+    let disk = filled(3, 100);
+    disk.damage(&reach(), |bytes| {
+        bytes[4] = 2;
+        let crc = crc(&bytes[..124]);
+        bytes[124..128].copy_from_slice(&crc);
+    });
+    let before = disk.image();
+    assert!(matches!(open(&disk), Err(JournalError::Newer { .. })));
+    assert_eq!(disk.image(), before);
+    let disk = filled(3, 100);
+    disk.damage(&reach(), |bytes| {
+        for place in [0, 4096] {
+            bytes[place + 24] = 9;
+            let crc = crc(&bytes[place..place + 124]);
+            bytes[place + 124..place + 128].copy_from_slice(&crc);
+        }
+    });
+    let before = disk.image();
+    assert!(matches!(open(&disk), Err(JournalError::Foreign { .. })));
+    assert_eq!(disk.image(), before);
+}
+
+/// A journal with long files held a record that no file of a new, smaller setting could take when it was to be written again.
+#[test]
+fn files_too_short_for_a_record_that_is_there_are_refused_and_nothing_is_touched() {
+    let disk = filled(2, 60_000);
+    let before = disk.image();
+    let settings = JournalSettings { file_bytes: 64 << 10, ..SETTINGS };
+    let on = disk.clone();
+    let opened = life(&disk, async move { Journal::open(&env(&on, 1), dir(), settings, IDENTITY).await.map(drop) });
+    let Some(Err(JournalError::FilesTooShort { wanted_bytes, .. })) = opened else { panic!("{opened:?}") };
+    assert_eq!(disk.image(), before);
+    let on = disk.clone();
+    let settings = JournalSettings { file_bytes: wanted_bytes, ..SETTINGS };
+    life(&disk, async move {
+        let (journal, replay) = Journal::open(&env(&on, 1), dir(), settings, IDENTITY).await.unwrap();
+        assert_eq!(numbers(&replay), [1, 2]);
+        // What fits is the same for all of this life, also when shorter files are made later.
+        assert!(journal.body_bytes_max() < 70_000);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_disk_without_room_for_the_notes_refuses_the_start_and_the_next_one_works() {
+    let disk = ended(500, false);
+    disk.remove_file(&reach());
+    disk.full.set(true);
+    let opened = open(&disk).map(drop);
+    assert!(matches!(opened, Err(JournalError::Io { operation: "create", .. })), "{opened:?}");
+    disk.full.set(false);
+    let (_, replay) = open(&disk.after(Crash::Process, &Rng::new(1))).unwrap();
+    assert_eq!(numbers(&replay), (1..=6).collect::<Vec<_>>());
 }

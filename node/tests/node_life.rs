@@ -12,7 +12,7 @@
 
 mod cluster;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cluster::{
     BLOCKS, Cluster, Process,
@@ -25,12 +25,13 @@ use futures_util::future::{Either, select};
 use velum_node::{
     array::recover::Verify,
     config::Size,
-    journal::{InspectedRecord, RecordKind, StreamId, inspect},
+    consensus::ConsensusError,
+    journal::{InspectedRecord, JournalError, RecordKind, StreamId, inspect},
     node::StartError,
 };
 use velum_protocol::{
     admin::{Request, ResizeVolume},
-    id::{Jseq, Lineage},
+    id::{Jseq, Lineage, NodeId},
 };
 
 #[test]
@@ -155,28 +156,217 @@ fn a_loss_of_power_changes_the_lineage_once_also_when_it_leaves_no_trace() {
     }
 }
 
-/// Writes that a barrier had covered were dropped without a word when nothing had been written behind the barrier, for only
-/// later records tell how far the journal was synced.
+/// Flips a bit in the last record of the volume.
+async fn spoil_last_record(cluster: &Cluster, stream: StreamId) {
+    let (path, record) = last_record(cluster, stream).await;
+    cluster.disk.borrow().damage(&path, |bytes| bytes[record.offset as usize + 150] ^= 1);
+}
+
+/// Acked writes were dropped without a word when the last record was damaged, for a process that is killed leaves an
+/// unfinished one there too. What no barrier had covered is lost, and the lineage says so; it says so also when the start
+/// that found it is broken off anywhere.
 #[test]
-fn damage_of_the_journals_end_changes_the_lineage_also_within_one_boot() {
+fn damage_of_the_unsynced_end_changes_the_lineage_also_within_one_boot() {
+    for operation in (1..).step_by(4) {
+        let broken_off = run(1000 + operation, async |cluster| {
+            let (process, mut reference, before) = with_unsynced_writes(&cluster).await;
+            let mut guest = process.connect("demo").await;
+            process.run(guest.ask(reference.write(0, 2))).await.unwrap();
+            drop(guest);
+            let stream = StreamId::Volume(process.volume("demo"));
+            process.crash(Crash::Process);
+            spoil_last_record(&cluster, stream).await;
+            let broken_off = break_off_start(&cluster, operation).await;
+            let process = cluster.start().await;
+            assert!(lineage(&process) > before, "broken off at operation {operation}");
+            let mut guest = process.connect("demo").await;
+            let image = process.run(guest.image()).await.unwrap();
+            assert!(reference.expect_prefix(&image, 0) < reference.len(), "the test loses something");
+            broken_off
+        });
+        if !broken_off {
+            return;
+        }
+    }
+}
+
+/// What a barrier had covered was dropped without a word when nothing had been written behind it.
+#[test]
+fn damage_of_what_the_last_barrier_covered_closes_the_volume_at_every_start() {
     run(49, async |cluster| {
-        let (process, reference, before) = with_unsynced_writes(&cluster).await;
+        let (process, _, before) = with_unsynced_writes(&cluster).await;
         let mut guest = process.connect("demo").await;
         process.run(guest.barrier()).await.unwrap();
         drop(guest);
+        let stream = StreamId::Volume(process.volume("demo"));
         process.crash(Crash::Process);
-        let disk = cluster.disk.borrow().clone();
-        let is_journal = |path: &std::path::PathBuf| path.starts_with(cluster.layout().journal());
-        let end = |path: &std::path::PathBuf| disk.bytes(path).iter().rposition(|byte| *byte != 0).unwrap_or(0);
-        let newest = disk.paths().into_iter().filter(is_journal).max_by_key(end).unwrap();
-        let place = end(&newest) - 30_000;
-        disk.damage(&newest, |bytes| bytes[place] ^= 1);
-        let process = cluster.start().await;
-        assert!(lineage(&process) > before);
-        let mut guest = process.connect("demo").await;
-        let image = process.run(guest.image()).await.unwrap();
-        assert!(reference.expect_prefix(&image, 0) < reference.len(), "the test loses something");
+        spoil_last_record(&cluster, stream).await;
+        for crash in [Crash::Process, Crash::Process, Crash::LoseAll, Crash::Process] {
+            let process = cluster.start().await;
+            assert!(process.run(Guest::connect(&process.ports, "demo")).await.is_err(), "before {crash:?}");
+            assert!(crash != Crash::Process || lineage(&process) >= before);
+            process.crash(crash);
+        }
     });
+}
+
+/// The last record of raft was damaged, and the start went on from an older state than had been agreed on: it could have
+/// given numbers of segments and of records a second time.
+#[test]
+fn a_raft_log_without_its_durable_end_stops_the_start_and_is_left_as_it_is() {
+    let spoil: [fn(&mut [u8]); 3] = [|record| record[150] ^= 1, |record| record[30] ^= 1, |record| record.fill(0)];
+    for (seed, spoil) in spoil.into_iter().enumerate() {
+        run(52 + seed as u64, async |cluster| {
+            let process = cluster.founded().await;
+            process.create_volume("other", 1 << 20).await.unwrap();
+            process.crash(Crash::Process);
+            let (path, record) = last_record(&cluster, StreamId::Raft).await;
+            let (offset, end) = (record.offset as usize, record.end as usize);
+            cluster.disk.borrow().damage(&path, |bytes| spoil(&mut bytes[offset..end]));
+            let before = cluster.disk.borrow().image();
+            for _ in 0..2 {
+                let refused = cluster.try_start().await.map(drop);
+                let is_damage = matches!(refused, Err(StartError::Consensus(ConsensusError::LogDamaged { .. })));
+                assert!(is_damage, "kind {seed}: {refused:?}");
+                assert!(cluster.disk.borrow().image() == before, "kind {seed}");
+            }
+        });
+    }
+}
+
+/// A start that was refused over its settings had already written the end of the journal anew, and with that dropped what
+/// told of damage.
+#[test]
+fn a_start_that_is_refused_changes_nothing_and_hides_nothing() {
+    type Refusal = (&'static str, fn(&Cluster), fn(&Cluster), fn(&StartError) -> bool);
+    let refusals: [Refusal; 9] = [
+        (
+            "other clouds",
+            |cluster| cluster.config.borrow_mut().clouds.swap(0, 1),
+            |cluster| cluster.config.borrow_mut().clouds.swap(0, 1),
+            |error| matches!(error, StartError::OtherClouds { .. }),
+        ),
+        (
+            "another node's directory",
+            |cluster| cluster.config.borrow_mut().node = NodeId(2),
+            |cluster| cluster.config.borrow_mut().node = NodeId(1),
+            |error| matches!(error, StartError::Journal(JournalError::Foreign { .. })),
+        ),
+        (
+            "wrong key",
+            |cluster| cluster.secret.set(std::array::from_fn(|place| (place * 5 + 3) as u8)),
+            |cluster| cluster.secret.set(std::array::from_fn(|place| (place * 7 + 11) as u8)),
+            |error| matches!(error, StartError::Key(_)),
+        ),
+        (
+            "address in use",
+            |cluster| cluster.ports_taken.set(true),
+            |cluster| cluster.ports_taken.set(false),
+            |error| matches!(error, StartError::Listen { .. }),
+        ),
+        (
+            "cloud not understood",
+            |cluster| cluster.misunderstood.set(true),
+            |cluster| cluster.misunderstood.set(false),
+            |error| matches!(error, StartError::OpenCloud(_)),
+        ),
+        (
+            "journal files too short",
+            |cluster| cluster.config.borrow_mut().journal.file_bytes = Size::from_bytes(64 << 10),
+            |cluster| cluster.config.borrow_mut().journal.file_bytes = Size::mib(1),
+            |error| matches!(error, StartError::Journal(JournalError::FilesTooShort { .. })),
+        ),
+        (
+            "journal setting out of bounds",
+            |cluster| cluster.config.borrow_mut().journal.file_bytes = Size::from_bytes(5000),
+            |cluster| cluster.config.borrow_mut().journal.file_bytes = Size::mib(1),
+            |error| matches!(error, StartError::Journal(JournalError::Settings(_))),
+        ),
+        (
+            "raft snapshot damaged",
+            |cluster| flip(cluster, &cluster.layout().raft().join("snapshot")),
+            |cluster| flip(cluster, &cluster.layout().raft().join("snapshot")),
+            |error| matches!(error, StartError::Consensus(ConsensusError::SnapshotDamaged { .. })),
+        ),
+        (
+            "boot file of a newer version",
+            |cluster| cluster.disk.borrow().damage(&cluster.layout().boot(), |bytes| bytes[4] = 2),
+            |cluster| cluster.disk.borrow().damage(&cluster.layout().boot(), |bytes| bytes[4] = 1),
+            |error| matches!(error, StartError::Newer { .. }),
+        ),
+    ];
+    run(56, async |cluster| {
+        let (process, _, lineage_before) = with_unsynced_writes(&cluster).await;
+        let mut guest = process.connect("demo").await;
+        let mut reference = Reference::new(BLOCKS);
+        process.run(guest.ask(reference.write(0, 40))).await.unwrap();
+        drop(guest);
+        let stream = StreamId::Volume(process.volume("demo"));
+        process.crash(Crash::Process);
+        // There is something to hide: the last write is damaged. And a leftover of a snapshot that was not finished.
+        spoil_last_record(&cluster, stream).await;
+        let left = cluster.layout().raft().join("snapshot.new");
+        let disk = cluster.disk.borrow().clone();
+        let file = velum_node::env::Disk::open(&disk, &left, velum_node::env::OpenMode::CreateNew).await.unwrap();
+        file.write_at(0, b"half").unwrap();
+        for (what, refuse, mend, is_expected) in refusals {
+            refuse(&cluster);
+            let before = cluster.disk.borrow().image();
+            let error = cluster.try_start().await.map(drop).unwrap_err();
+            assert!(is_expected(&error), "{what}: {error}");
+            assert!(cluster.disk.borrow().image() == before, "{what}: something was changed");
+            mend(&cluster);
+        }
+        let process = cluster.start().await;
+        assert!(lineage(&process) > lineage_before, "the loss is told when the start is let through");
+        assert!(!cluster.disk.borrow().paths().contains(&left));
+    });
+}
+
+fn flip(cluster: &Cluster, path: &Path) {
+    cluster.disk.borrow().damage(path, |bytes| bytes[70] ^= 1);
+}
+
+/// Starts the node and stops its machine's disk at an operation. False when the start was done before; the process is gone
+/// either way, and the page cache is not.
+async fn break_off_start(cluster: &std::rc::Rc<Cluster>, operation: u64) -> bool {
+    cluster.disk.borrow().stop_after(operation);
+    let stopped = cluster.disk.borrow().stopped();
+    let starting = Box::pin(cluster.try_start());
+    match select(starting, Box::pin(stopped.notified())).await {
+        Either::Left((process, _)) => {
+            process.unwrap().crash(Crash::Process);
+            false
+        }
+        Either::Right(_) => {
+            let after = cluster.disk.borrow().after(Crash::Process, &cluster.rng);
+            *cluster.disk.borrow_mut() = after;
+            true
+        }
+    }
+}
+
+/// A guest's write was longer than a file of the journal takes in one record; the journal refused it, and the volume took
+/// nothing more.
+#[test]
+fn a_long_write_is_split_into_what_the_journals_files_take() {
+    for file_bytes in [Size::from_bytes(512 << 10), Size::mib(1)] {
+        run(57, async |cluster| {
+            cluster.config.borrow_mut().journal.file_bytes = file_bytes;
+            let process = cluster.founded().await;
+            let mut reference = Reference::new(BLOCKS);
+            let mut guest = process.connect("demo").await;
+            for turn in 0..12 {
+                process.run(guest.ask(reference.write(turn * 300, 256 + turn))).await.unwrap();
+            }
+            drop(guest);
+            process.crash(Crash::Process);
+            let process = cluster.start().await;
+            let mut guest = process.connect("demo").await;
+            let image = process.run(guest.image()).await.unwrap();
+            assert_eq!(reference.expect_prefix(&image, reference.len()), reference.len());
+        });
+    }
 }
 
 #[test]
@@ -248,20 +438,7 @@ fn a_start_broken_off_does_not_hide_a_loss() {
         let broken_off = run(seed, async |cluster| {
             let (process, _, before) = with_unsynced_writes(&cluster).await;
             process.crash(Crash::LoseAll);
-            cluster.disk.borrow().stop_after(operation);
-            let stopped = cluster.disk.borrow().stopped();
-            let starting = Box::pin(cluster.try_start());
-            let broken_off = match select(starting, Box::pin(stopped.notified())).await {
-                Either::Left((process, _)) => {
-                    process.unwrap().crash(Crash::Process);
-                    false
-                }
-                Either::Right(_) => {
-                    let after = cluster.disk.borrow().after(Crash::Process, &cluster.rng);
-                    *cluster.disk.borrow_mut() = after;
-                    true
-                }
-            };
+            let broken_off = break_off_start(&cluster, operation).await;
             assert!(lineage(&cluster.start().await) > before, "broken off at operation {operation}");
             broken_off
         });

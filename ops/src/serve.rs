@@ -18,7 +18,7 @@ use velum_node::{
     },
     keyring::ProviderSecret,
     node::{self, Node},
-    server::admin::{AdminLimits, AdminServer, Backend, answer},
+    server::admin::{AdminLimits, AdminListener, AdminServer, Backend, answer},
 };
 use velum_protocol::admin::{Access, AclLine, CreateVolume, Durability, Request, Response, VolumeSummary};
 
@@ -77,15 +77,16 @@ pub(crate) fn run(config: NodeConfig, secret: &ProviderSecret, wishes: &Wishes, 
     on_node_thread(async {
         let mut signals = Signals::listen()?;
         let env = environment()?;
+        let listen = config.admin.listen.to_string();
+        let listener = AdminListener::bind(&listen).map_err(|error| Failure::told(&error))?;
         let created = wishes.create && create(&env, &config, secret).await?;
         let clock = Rc::clone(&env.clock);
         let began = clock.now();
         let node = Node::start(env, config.clone(), secret).await.map_err(|error| Failure::told(&error))?;
         let backend = node.backend();
         let volumes = volumes(&*backend, wishes, created).await?;
-        let (door, inbox) =
-            AdminServer::start(&config.admin.listen.to_string(), Arc::clone(node.metrics()), AdminLimits::default())
-                .map_err(|error| Failure::told(&error))?;
+        let (door, inbox) = AdminServer::start(listener, Arc::clone(node.metrics()), AdminLimits::default())
+            .map_err(|error| Failure::told(&error))?;
         actor::spawn(answer(inbox, backend));
         announce(&node, &config, &door, &volumes, clock.now().since(began), format);
         until_stopped(node, &mut signals).await

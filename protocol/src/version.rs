@@ -45,6 +45,8 @@ pub const JOURNAL_FILE: Format = Format { magic: *b"VLjf", version: 1 };
 pub const JOURNAL_RECORD: Format = Format { magic: *b"VLjr", version: 1 };
 /// Journal record of raft's log and hard state.
 pub const RAFT_RECORD: Format = Format { magic: *b"VLrl", version: 1 };
+/// How far the journal reaches.
+pub const JOURNAL_REACH: Format = Format { magic: *b"VLre", version: 1 };
 /// Raft snapshot file.
 pub const RAFT_SNAPSHOT: Format = Format { magic: *b"VLrs", version: 1 };
 /// Boot file.

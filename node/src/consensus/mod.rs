@@ -1,8 +1,9 @@
 //! What the nodes agree on: raft-rs driven as a machine. It knows nothing of what a command means.
 //!
 //! Log and hard state are records of the journal's raft stream, the state machine's bytes a snapshot file beside it; both
-//! sealed under the cluster-state key. A start reads the snapshot, replays the records behind it and, alone in its group,
-//! leads at once; [`Consensus::start`] returns when everything committed before has been applied.
+//! sealed under the cluster-state key. A start reads the snapshot and the records behind it, which changes nothing
+//! ([`Consensus::examine`]); then it goes on from there and, alone in its group, leads at once: [`Consensus::start`] returns
+//! when everything committed before has been applied.
 //!
 //! Crash behaviour: an entry is applied, and its proposer answered, only after a sync that covers it, so an acked entry is
 //! there after any crash, in order, once. A proposal that got no answer may or may not have been agreed; whoever repeats it
@@ -34,7 +35,7 @@ use velum_protocol::{
 use crate::{
     actor::{self, Handle},
     env::{Env, Local},
-    journal::{Journal, JournalError, Position},
+    journal::{self, Journal, JournalError, Loss, Position, Replay, StreamId},
     keyring::SealKey,
 };
 use log::Log;
@@ -238,34 +239,59 @@ pub async fn bootstrap(env: &Env, dir: &Path, member: Member, state: Bytes) -> R
     snapshot::replace(Rc::clone(&env.disk), dir.to_path_buf(), file).await.map_err(failed)
 }
 
+/// Raft's state as it was found whole, before anything is changed.
+pub struct Examined {
+    dir: PathBuf,
+    owner: Owner,
+    machine: Machine,
+}
+
 impl Consensus {
-    /// Starts raft from the snapshot in `dir` and the journal's raft records; `applier` takes on the snapshot and all that
-    /// is committed behind it. Returns when that is done.
+    /// Looks at the snapshot in `dir` and takes raft's records out of `replay`, which came of `journal`. `applier` takes on
+    /// the snapshot, and nothing yet of what is committed behind it.
     ///
     /// # Errors
     /// When snapshot or log are damaged, lost, or not this node's. A node that lost its log must not go on under its id.
-    pub async fn start(
+    pub async fn examine(
         env: &Env,
         dir: &Path,
         member: Member,
-        journal: Rc<Journal>,
-        replayed: Vec<(Position, Bytes)>,
-        applier: Rc<RefCell<dyn Applier>>,
-    ) -> Result<Self, ConsensusError> {
+        (journal, replay): (&journal::Examined, &mut Replay),
+        applier: &RefCell<dyn Applier>,
+    ) -> Result<Examined, ConsensusError> {
         let owner = Owner::from(member);
         let placed = snapshot::read(&*env.disk, dir, &owner).await?;
         applier.borrow_mut().restore(&placed.snapshot.state)?;
+        let found = Found {
+            records: replay.records.remove(&StreamId::Raft).unwrap_or_default(),
+            loss: replay.loss(StreamId::Raft),
+        };
         // Sealing makes records longer; a quarter of a KiB is more than enough.
         let record_bytes_max = journal.body_bytes_max().saturating_sub(256);
-        let bounds = JournalBounds { record_bytes_max, bytes_max: journal.status().bytes_max };
-        let start = replay(&owner, placed, &replayed, bounds)?;
-        drop(replayed);
+        let bounds = JournalBounds { record_bytes_max, bytes_max: journal.bytes_max() };
+        let start = replay_log(&owner, placed, &found, bounds)?;
         let machine = Machine::new(start).map_err(|error| ConsensusError::Raft(error.to_string()))?;
+        Ok(Examined { dir: dir.to_path_buf(), owner, machine })
+    }
+
+    /// Goes on from what was examined, with the journal that was begun since; `applier` takes on all that is committed behind
+    /// the snapshot. Returns when that is done.
+    ///
+    /// # Errors
+    /// When the journal fails meanwhile, or the directory cannot be written.
+    pub async fn start(
+        env: &Env,
+        examined: Examined,
+        journal: Rc<Journal>,
+        applier: Rc<RefCell<dyn Applier>>,
+    ) -> Result<Self, ConsensusError> {
+        let Examined { dir, owner, machine } = examined;
+        let leftover = snapshot::remove_leftover(&*env.disk, &dir).await;
+        leftover.map_err(|source| ConsensusError::Io { path: dir.clone(), source })?;
         let shared = Rc::new(Shared::default());
         let (caught_up, done) = oneshot::channel();
         *shared.caught_up.borrow_mut() = Some(caught_up);
-        let shell =
-            Shell { env: env.clone(), dir: dir.to_path_buf(), owner, journal, applier, shared: Rc::clone(&shared) };
+        let shell = Shell { env: env.clone(), dir, owner, journal, applier, shared: Rc::clone(&shared) };
         let handle = actor::start(Rc::clone(&env.clock), machine, shell);
         handle.call(Input::Begin);
         match done.await {
@@ -300,13 +326,14 @@ impl Consensus {
     }
 }
 
+/// What the journal holds of raft, and what it lost.
+struct Found {
+    records: Vec<(Position, Bytes)>,
+    loss: Loss,
+}
+
 /// Puts the log together from the snapshot and the records behind it.
-fn replay(
-    owner: &Owner,
-    placed: Placed,
-    replayed: &[(Position, Bytes)],
-    journal: JournalBounds,
-) -> Result<Start, ConsensusError> {
+fn replay_log(owner: &Owner, placed: Placed, found: &Found, journal: JournalBounds) -> Result<Start, ConsensusError> {
     let Placed { index, term, snapshot } = placed;
     let first_start = snapshot.from_record == 0;
     let from_record = snapshot.from_record.max(1);
@@ -314,7 +341,7 @@ fn replay(
     let mut hard_state = snapshot.hard_state;
     let mut log = Log::new((index, term), convert::raft_members(snapshot.membership), HardState::default());
     let mut records = Vec::new();
-    for (at, body) in replayed.iter().skip_while(|(at, _)| at.number < from_record) {
+    for (at, body) in found.records.iter().skip_while(|(at, _)| at.number < from_record) {
         let damaged = |what| ConsensusError::LogDamaged { record: expected, what };
         if at.number != expected {
             return Err(damaged("it is missing"));
@@ -329,6 +356,11 @@ fn replay(
         }
         hard_state = merge(hard_state, after);
         expected += 1;
+    }
+    // What is missing in the middle shows; the end must be there too, for whatever was synced has been promised.
+    if found.loss.end || found.loss.records.iter().any(|at| at.number >= expected) {
+        let what = "the journal is damaged where it stood, or may have stood";
+        return Err(ConsensusError::LogDamaged { record: expected, what });
     }
     if records.is_empty() && !first_start {
         // One record is always left in the journal, so none at all means that the journal was lost.

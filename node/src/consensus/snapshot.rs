@@ -88,7 +88,7 @@ pub(super) fn encode(owner: &Owner, fresh: &[u8; 32], placed: &Placed) -> Bytes 
 /// Puts a snapshot file in place.
 pub(super) async fn replace(disk: Rc<dyn Disk>, dir: PathBuf, bytes: Bytes) -> io::Result<()> {
     let (path, new) = (dir.join(NAME), dir.join(NEW_NAME));
-    remove_leftover(&*disk, &new).await?;
+    remove_leftover(&*disk, &dir).await?;
     let file = disk.open(&new, OpenMode::CreateNew).await?;
     let mut at = 0;
     for piece in bytes.chunks(WRITE_BYTES) {
@@ -100,14 +100,15 @@ pub(super) async fn replace(disk: Rc<dyn Disk>, dir: PathBuf, bytes: Bytes) -> i
     disk.sync_dir(&dir).await
 }
 
-async fn remove_leftover(disk: &dyn Disk, new: &Path) -> io::Result<()> {
-    match disk.remove(new).await {
+/// Removes what a snapshot that was not finished left behind.
+pub(super) async fn remove_leftover(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    match disk.remove(&dir.join(NEW_NAME)).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Reads and verifies the snapshot; removes a leftover once that is done.
+/// Reads and verifies the snapshot.
 pub(super) async fn read(disk: &dyn Disk, dir: &Path, owner: &Owner) -> Result<Placed, ConsensusError> {
     let path = dir.join(NAME);
     let damaged = |what: &'static str| ConsensusError::SnapshotDamaged { path: path.clone(), what };
@@ -142,7 +143,5 @@ pub(super) async fn read(disk: &dyn Disk, dir: &Path, owner: &Owner) -> Result<P
     if snapshot.hard_state.commit < header.index || header.index == 0 || snapshot.membership.voters.is_empty() {
         return Err(damaged("its contents contradict each other"));
     }
-    let leftover = dir.join(NEW_NAME);
-    remove_leftover(disk, &leftover).await.map_err(|source| ConsensusError::Io { path: leftover, source })?;
     Ok(Placed { index: header.index, term: header.term, snapshot })
 }

@@ -60,6 +60,18 @@ pub enum JournalError {
         /// The versions.
         source: velum_protocol::format::journal::JournalFormatError,
     },
+    /// Records of a life with longer files.
+    #[error(
+        "the journal holds a record of {record_bytes} bytes, and files of {file_bytes} bytes take none as long; set journal.file_bytes to {wanted_bytes} at least; nothing was changed"
+    )]
+    FilesTooShort {
+        /// Length of the record.
+        record_bytes: u64,
+        /// Length of the files set.
+        file_bytes: u64,
+        /// The least that does.
+        wanted_bytes: u64,
+    },
     /// A setting leaves its bounds.
     #[error("journal setting out of bounds: {0}")]
     Settings(&'static str),

@@ -19,6 +19,7 @@ use velum_protocol::{
         RECORD_HEADER_BYTES, RECORD_HEADER_LEN, RECORDS_OFFSET, RING_TRIMS_MAX, RecordHeader, RecordKind, Ring,
         SECTOR_BYTES, StreamId, record_bytes,
     },
+    format::reach::Durable,
 };
 
 use super::{JournalError, JournalIdentity, JournalSettings};
@@ -137,7 +138,10 @@ pub(super) struct Machine {
     record_bytes_max: u64,
     lap_last: u64,
     durable: Mark,
-    syncing: Option<Mark>,
+    /// The same to the byte, for the last sync of this life.
+    covered: Durable,
+    /// What the sync in flight will have made durable.
+    syncing: Option<(Mark, Durable)>,
     streams: BTreeMap<StreamId, Stream>,
     /// Files that should be there and are not; carried along so that the loss is told again at the next start.
     lost: Vec<LiveFile>,
@@ -146,6 +150,8 @@ pub(super) struct Machine {
     /// The lap this life began with.
     first_lap: u64,
     growth_refused: bool,
+    /// Bodies of so many bytes are waited for.
+    wanted_bytes: u64,
 }
 
 /// A live file as replay found it.
@@ -173,6 +179,8 @@ pub(super) struct Known {
     /// The highest lap seen anywhere.
     pub(super) lap_last: u64,
     pub(super) durable: Mark,
+    /// Length of the shortest file there is, whether it holds anything or not.
+    pub(super) file_bytes_min: Option<u64>,
 }
 
 impl Machine {
@@ -186,15 +194,17 @@ impl Machine {
             active: u32::MAX,
             next: 0,
             previous: 0,
-            record_bytes_max: u64::MAX,
+            record_bytes_max: record_bytes_max(settings, known.file_bytes_min),
             lap_last: known.lap_last,
             durable: known.durable,
+            covered: Durable::default(),
             syncing: None,
             streams: BTreeMap::new(),
             lost: known.lost,
             shunned: known.shunned,
             first_lap: known.lap_last + 1,
             growth_refused: false,
+            wanted_bytes: 0,
         };
         for (stream, position) in known.trims {
             machine.streams.insert(stream, Stream { last: Some(position), trimmed: Some(position) });
@@ -202,7 +212,7 @@ impl Machine {
         for KnownFile { file, lap, bytes, header_place, end, damaged, records, pins } in known.live {
             let blank = FileState::blank(bytes, header_place);
             let state = FileState { phase: Phase::Full, lap, end, damaged, pins, ..blank };
-            machine.insert(file, state);
+            machine.files.insert(file, state);
             for (stream, position, bytes) in records {
                 machine.note(file, stream, position, bytes);
             }
@@ -247,17 +257,14 @@ impl Machine {
         }
     }
 
-    /// Takes a file into the ring. Files may differ in length; the shortest bounds the records.
-    fn insert(&mut self, file: u32, state: FileState) {
-        let room = state.bytes.saturating_sub(RECORDS_OFFSET + RING_RECORD_BYTES_MAX);
-        self.record_bytes_max = self.record_bytes_max.min(room);
-        self.files.insert(file, state);
+    /// The longest body of a record; the same for all of this life.
+    pub(super) fn body_bytes_max(&self) -> usize {
+        body_bytes_max(self.record_bytes_max)
     }
 
-    /// The longest body of a record.
-    pub(super) fn body_bytes_max(&self) -> usize {
-        let bytes = (self.record_bytes_max / RECORD_ALIGN_BYTES * RECORD_ALIGN_BYTES).saturating_sub(RECORD_HEADER_LEN);
-        usize::try_from(bytes.min(u64::from(BODY_BYTES_MAX))).expect("a body is bounded")
+    /// The longest body that leaves no more of a file unused than [`with_slack`] adds.
+    pub(super) fn body_bytes_handy(&self) -> usize {
+        body_bytes_max(self.record_bytes_max / SLACK_DIVISOR)
     }
 
     /// Bytes left in the active file.
@@ -365,17 +372,31 @@ impl Machine {
         if files.is_empty() {
             return None;
         }
+        let raft = self.streams.get(&StreamId::Raft).and_then(|raft| raft.last).unwrap_or_default();
+        let covered = Durable { file: self.active, end: self.records_end(), raft };
         self.next = self.next.next_multiple_of(SECTOR_BYTES);
         let through = self.end_mark();
-        self.syncing = Some(through);
+        self.syncing = Some((through, covered));
         Some(SyncPlan { files, through })
     }
 
     /// A sync begun has succeeded.
     pub(super) fn synced(&mut self, through: Mark) {
-        assert_eq!(self.syncing.take(), Some(through), "one sync is in flight at a time");
+        let (begun, covered) = self.syncing.take().expect("a sync that ends was begun");
+        assert_eq!(begun, through, "one sync is in flight at a time");
         assert!(self.durable <= through, "what is durable stays durable");
-        self.durable = through;
+        (self.durable, self.covered) = (through, covered);
+    }
+
+    /// What the last sync of this life made durable, to the byte.
+    pub(super) fn covered(&self) -> Durable {
+        self.covered
+    }
+
+    /// Where the last record ends that was placed.
+    pub(super) fn records_end(&self) -> Mark {
+        let (lap, offset) = self.extent_of(self.active);
+        Mark { lap, offset }
     }
 
     /// Says that a stream's records up to `through` are needed no more.
@@ -430,6 +451,11 @@ impl Machine {
         self.active_left().max(self.ready_room(spare)) >= with_slack(bytes)
     }
 
+    /// Says that somebody waits for room for bodies of `bytes`, or with zero that the wait is over.
+    pub(super) fn want(&mut self, bytes: u64) {
+        self.wanted_bytes = if bytes == 0 { 0 } else { self.wanted_bytes.max(bytes) };
+    }
+
     /// Room for records in the first of the ready files.
     fn ready_room(&self, files: usize) -> u64 {
         let ready = self.ready.iter().take(files).filter_map(|file| self.files.get(file));
@@ -452,15 +478,30 @@ impl Machine {
     }
 }
 
+/// The longest record that fits into every file there is or may be made, beside its ring record.
+pub(super) fn record_bytes_max(settings: JournalSettings, file_bytes_min: Option<u64>) -> u64 {
+    let shortest = file_bytes_min.unwrap_or(u64::MAX).min(settings.file_bytes);
+    shortest.saturating_sub(RECORDS_OFFSET + RING_RECORD_BYTES_MAX)
+}
+
+/// The longest body of a record that takes `record_bytes_max` at most.
+pub(super) fn body_bytes_max(record_bytes_max: u64) -> usize {
+    let bytes = (record_bytes_max / RECORD_ALIGN_BYTES * RECORD_ALIGN_BYTES).saturating_sub(RECORD_HEADER_LEN);
+    usize::try_from(bytes.min(u64::from(BODY_BYTES_MAX))).expect("a body is bounded")
+}
+
 /// The trim point of a stream that was removed.
 pub(super) const REMOVED: Position = Position { epoch: u64::MAX, number: u64::MAX };
 
 /// Added to every question for room, so that small records with their headers and filling fit too.
 const RECORD_SLACK_BYTES: u64 = 4096;
 
-/// What bodies of `bytes` take: a sixteenth for headers, filling, and the end of a file that a record did not fit into.
+/// The part of a file that headers, filling, and a record that did not fit at its end may take.
+const SLACK_DIVISOR: u64 = 16;
+
+/// What bodies of `bytes` take, with headers, filling, and the end of a file that a record did not fit into.
 const fn with_slack(bytes: u64) -> u64 {
-    bytes + bytes / 16 + RECORD_SLACK_BYTES
+    bytes + bytes / SLACK_DIVISOR + RECORD_SLACK_BYTES
 }
 
 impl FileState {

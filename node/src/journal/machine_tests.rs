@@ -84,6 +84,54 @@ fn records_are_packed_and_a_sync_starts_a_new_sector() {
 }
 
 #[test]
+fn what_a_sync_covers_is_known_to_the_byte() {
+    let mut machine = machine();
+    append(&mut machine, BUSY, 1, 100);
+    append(&mut machine, StreamId::Raft, 7, 30);
+    let covered = Durable { file: machine.active(), end: machine.records_end(), raft: at(7) };
+    assert!(!covered.end.offset.is_multiple_of(SECTOR_BYTES), "the sync closes a sector behind it");
+    let plan = machine.begin_sync().unwrap();
+    append(&mut machine, StreamId::Raft, 8, 30);
+    assert_eq!(machine.covered(), Durable::default(), "not before it is done");
+    machine.synced(plan.through);
+    assert_eq!(machine.covered(), covered);
+}
+
+/// A guest's write of more than a file waited for room, and the ring never had more than one file to spare.
+#[test]
+fn the_ring_grows_for_a_write_that_waits_for_more_than_a_file() {
+    let mut machine = machine();
+    let bytes = 62 << 10;
+    assert!(!machine.has_room(bytes));
+    assert_eq!(tidy(&mut machine), [] as [u32; 0]);
+    assert!(!machine.has_room(bytes), "nobody has said that it is wanted");
+    machine.want(bytes);
+    tidy(&mut machine);
+    assert!(machine.has_room(bytes));
+    machine.want(0);
+    let files = machine.files().count();
+    tidy(&mut machine);
+    assert_eq!(machine.files().count(), files);
+    // What no ring holds makes it grow to its bound and ends there.
+    machine.want(SETTINGS.bytes_max * 2);
+    tidy(&mut machine);
+    assert_eq!(machine.files().count(), SETTINGS.files_max());
+}
+
+/// Raft learns at a start how long records may be. Files that were made later could take less.
+#[test]
+fn the_longest_body_is_the_same_for_all_of_a_life() {
+    let identity = JournalIdentity { cluster: ClusterId([9; 16]), node: NodeId(1) };
+    let known = Known { file_bytes_min: Some(256 << 10), ..Known::default() };
+    let mut machine = Machine::new(identity, SETTINGS, known);
+    let before = machine.body_bytes_max();
+    let Chore::Create { file, .. } = machine.create() else { panic!("a new ring is created") };
+    machine.prepared(file);
+    assert_eq!(machine.body_bytes_max(), before);
+    assert!(machine.body_bytes_handy() <= before / 16);
+}
+
+#[test]
 fn a_sync_with_nothing_to_do_does_nothing() {
     let mut machine = machine();
     sync(&mut machine);

@@ -7,13 +7,17 @@
 //! stalled stream cannot hold the ring.
 //!
 //! Crash behaviour: what a completed sync covered is replayed, in order; of what came later, a prefix. A failed write or
-//! sync poisons the journal for the rest of this life. Damage to what was durable is reported and never cut away.
+//! sync poisons the journal for the rest of this life. Damage to what was durable is reported and never cut away; writes that
+//! were acked and are lost although the page cache is not are told ([`Tail`]).
+//!
+//! A start has two parts: [`Journal::examine`] changes nothing, [`Examined::begin`] sets up the ring again.
 //!
 //! It does not know what bodies hold; they are sealed by their owners.
 
 mod error;
 mod inspect;
 mod machine;
+mod reach;
 mod recover;
 mod replay;
 mod scan;
@@ -28,7 +32,7 @@ use velum_protocol::{
 
 pub use error::JournalError;
 pub use inspect::{InspectedFile, InspectedRecord, RecordState, inspect};
-pub use replay::{Damage, DamageKind, Loss, Replay, Torn};
+pub use replay::{Damage, DamageKind, Loss, Replay, Tail, Torn};
 pub use velum_protocol::format::journal::{Mark, Position, RecordKind, StreamId};
 
 use crate::{
@@ -110,21 +114,63 @@ pub struct Journal {
     settings: JournalSettings,
 }
 
-impl Journal {
-    /// Opens the journal in `dir`, or makes one in an empty directory ([`Replay::created`] says so), and makes everything
-    /// replayed durable. Only one process may have it open; the caller holds the node directory's lock.
+/// A journal that was looked at and not changed. Nothing of it is lost or decided when this is dropped.
+pub struct Examined(recover::Examined);
+
+impl Examined {
+    /// The longest body that fits every file.
+    #[must_use]
+    pub fn body_bytes_max(&self) -> usize {
+        self.0.body_bytes_max()
+    }
+
+    /// How long the files may become together.
+    #[must_use]
+    pub fn bytes_max(&self) -> u64 {
+        self.0.settings().bytes_max
+    }
+
+    /// Makes everything replayed durable and lets the journal be appended to. An unreadable end is dropped by this, so
+    /// whoever has to remember what was lost with it does so first.
     ///
     /// # Errors
-    /// When the directory is another node's or a newer version's, or when files cannot be made, read or written. Damage is
-    /// no error here: it is reported with what could be read.
+    /// When files cannot be made, read or written. The next start finds what this one found.
+    pub async fn begin(self) -> Result<Rc<Journal>, JournalError> {
+        let settings = self.0.settings();
+        let shared = recover::begin_anew(self.0).await?;
+        Ok(Rc::new(Journal { shared, settings }))
+    }
+}
+
+impl Journal {
+    /// Looks at the journal in `dir` and changes nothing. In an empty directory one will be made ([`Replay::created`] says
+    /// so). Only one process may have it open; the caller holds the node directory's lock.
+    ///
+    /// # Errors
+    /// When the directory is another node's or a newer version's, when the settings do not do for what it holds, or when
+    /// files cannot be read. Damage is no error here: it is reported with what could be read.
+    pub async fn examine(
+        env: &Env,
+        dir: &Path,
+        settings: JournalSettings,
+        identity: JournalIdentity,
+    ) -> Result<(Examined, Replay), JournalError> {
+        let (examined, replay) = recover::examine(env, dir, settings, identity).await?;
+        Ok((Examined(examined), replay))
+    }
+
+    /// Opens the journal in `dir` in one go, for those who have nothing to judge in between.
+    ///
+    /// # Errors
+    /// As [`Self::examine`] and [`Examined::begin`].
     pub async fn open(
         env: &Env,
         dir: &Path,
         settings: JournalSettings,
         identity: JournalIdentity,
     ) -> Result<(Rc<Self>, Replay), JournalError> {
-        let (shared, replay) = recover::open(env, dir, settings, identity).await?;
-        Ok((Rc::new(Self { shared, settings }), replay))
+        let (examined, replay) = Self::examine(env, dir, settings, identity).await?;
+        Ok((examined.begin().await?, replay))
     }
 
     /// Puts a record into the buffer. Positions of a stream rise; their numbers need not be contiguous.
@@ -139,6 +185,13 @@ impl Journal {
     #[must_use]
     pub fn body_bytes_max(&self) -> usize {
         self.shared.0.borrow().machine.body_bytes_max()
+    }
+
+    /// The longest body for which [`Self::has_room`] is right however many there are: what is left at the end of a file
+    /// because the next record does not fit is no more than it allows for.
+    #[must_use]
+    pub fn body_bytes_handy(&self) -> usize {
+        self.shared.0.borrow().machine.body_bytes_handy()
     }
 
     /// Writes everything appended, with one call: it is in the page cache when this returns (d0).
@@ -183,7 +236,8 @@ impl Journal {
     pub async fn close(&self) -> Result<(), JournalError> {
         self.shared.sync().await?;
         self.shared.0.borrow_mut().append_ring()?;
-        self.shared.sync().await
+        self.shared.sync().await?;
+        self.shared.sync_notes().await
     }
 
     /// Counts what happens from now on in `metrics`.

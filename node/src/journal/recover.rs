@@ -1,23 +1,27 @@
-//! Opens a journal: looks at every file before it changes any, judges what is there, writes the unsynced tail anew into a
-//! fresh file, and only then lets anything be acked.
+//! Opens a journal in two parts. The first looks at every file, judges what is there and changes nothing, so that whoever
+//! starts the node can still refuse. The second writes the unsynced tail anew into a fresh file, and only then lets anything
+//! be acked.
 //!
 //! A tail is written anew, not only synced: after a failed sync the page cache may hold what the disk does not, and a
 //! second sync would say yes to that. A crash at any point of this leaves a journal that opens to the same records.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
 use velum_protocol::format::journal::{
-    FileHeaders, JournalFormatError, Mark, Position, RECORD_HEADER_LEN, RECORDS_OFFSET, RecordKind, Ring, StreamId,
+    FileHeaders, JournalFormatError, LiveFile, Mark, Position, RECORD_HEADER_LEN, RECORDS_OFFSET, RecordKind, Ring,
+    StreamId,
 };
 use velum_protocol::version::LeadError;
 
 use super::{
     JournalError, JournalIdentity, JournalSettings,
-    machine::{Chore, Machine},
+    machine::{self, Chore, Machine, RING_RECORD_BYTES_MAX},
+    reach::{ReachFile, Reached},
     replay::{Damage, DamageKind, Gap, Replay, Scanned, Verdict, in_order, judge},
     scan::{Scanner, Step, read_headers},
     shell::{Shared, perform},
@@ -57,18 +61,29 @@ pub(super) fn file_name(id: u32) -> String {
     format!("{id:04}.journal")
 }
 
-/// Opens or creates the journal in `dir`.
-pub(super) async fn open(
+/// A journal that was looked at and not changed.
+pub(super) struct Examined {
+    env: Env,
+    dir: PathBuf,
+    settings: JournalSettings,
+    identity: JournalIdentity,
+    probes: Vec<Probe>,
+    reached: Reached,
+    verdict: Verdict,
+}
+
+/// Looks at the journal in `dir`, if there is one.
+pub(super) async fn examine(
     env: &Env,
     dir: &Path,
     settings: JournalSettings,
     identity: JournalIdentity,
-) -> Result<(Shared, Replay), JournalError> {
+) -> Result<(Examined, Replay), JournalError> {
     settings.check()?;
-    env.disk.create_dir_all(dir).await.map_err(JournalError::io("create the directory", dir))?;
     let mut probes = survey(env, dir, identity, settings).await?;
+    let reached = Reached::read(env, dir, identity).await?;
     find_laps(&env.clock, &mut probes).await;
-    let mut verdict = read_all(&env.clock, &probes).await?;
+    let mut verdict = read_all(&env.clock, &probes, &reached).await?;
     in_order(&mut verdict.replay.records);
     verdict.replay.created = probes.is_empty();
     for probe in probes.iter().filter(|probe| probe.header == Header::OtherFile) {
@@ -76,9 +91,42 @@ pub(super) async fn open(
         verdict.replay.damage.push(damage);
         verdict.known.shunned.insert(probe.id);
     }
+    verdict.known.file_bytes_min = probes.iter().map(|probe| probe.bytes).min();
     let replay = std::mem::take(&mut verdict.replay);
-    let shared = begin_anew(env, dir, settings, identity, probes, verdict).await?;
-    Ok((shared, replay))
+    let (env, dir) = (env.clone(), dir.to_path_buf());
+    let examined = Examined { env, dir, settings, identity, probes, reached, verdict };
+    examined.check_lengths()?;
+    Ok((examined, replay))
+}
+
+impl Examined {
+    /// The longest record that fits every file.
+    fn record_bytes_max(&self) -> u64 {
+        machine::record_bytes_max(self.settings, self.verdict.known.file_bytes_min)
+    }
+
+    pub(super) fn settings(&self) -> JournalSettings {
+        self.settings
+    }
+
+    /// The longest body that fits every file.
+    pub(super) fn body_bytes_max(&self) -> usize {
+        machine::body_bytes_max(self.record_bytes_max())
+    }
+
+    /// Records are written again, at this start or later, so each must fit the files that may be made.
+    fn check_lengths(&self) -> Result<(), JournalError> {
+        let known = &self.verdict.known;
+        let records = known.live.iter().flat_map(|file| &file.records);
+        let is_live = |stream: &StreamId, at: &Position| known.trims.get(stream).is_none_or(|trimmed| at > trimmed);
+        let live = records.filter(|(stream, at, _)| is_live(stream, at)).map(|(.., bytes)| *bytes);
+        let record_bytes = live.max().unwrap_or(0);
+        if record_bytes <= self.record_bytes_max() {
+            return Ok(());
+        }
+        let wanted_bytes = (record_bytes + RECORDS_OFFSET + RING_RECORD_BYTES_MAX).next_multiple_of(4096);
+        Err(JournalError::FilesTooShort { record_bytes, file_bytes: self.settings.file_bytes, wanted_bytes })
+    }
 }
 
 /// Opens every journal file and reads its first sector.
@@ -88,7 +136,10 @@ async fn survey(
     identity: JournalIdentity,
     settings: JournalSettings,
 ) -> Result<Vec<Probe>, JournalError> {
-    let names = env.disk.list(dir).await.map_err(JournalError::io("list", dir))?;
+    let names = match env.disk.list(dir).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(JournalError::io("list", dir))?,
+    };
     let mut probes = Vec::new();
     for name in names {
         let Some(id) = name.strip_suffix(".journal").and_then(|id| id.parse().ok()).filter(|id| file_name(*id) == name)
@@ -137,7 +188,7 @@ async fn find_laps(clock: &Rc<dyn Clock>, probes: &mut [Probe]) {
 }
 
 /// Reads all files that count.
-async fn read_all(clock: &Rc<dyn Clock>, probes: &[Probe]) -> Result<Verdict, JournalError> {
+async fn read_all(clock: &Rc<dyn Clock>, probes: &[Probe], reached: &Reached) -> Result<Verdict, JournalError> {
     let mut by_lap: BTreeMap<u64, &Probe> = BTreeMap::new();
     for probe in probes {
         if let Header::Lap(lap, _) = probe.header {
@@ -145,7 +196,7 @@ async fn read_all(clock: &Rc<dyn Clock>, probes: &[Probe]) -> Result<Verdict, Jo
         }
     }
     let lap_last = by_lap.keys().next_back().copied().unwrap_or(0);
-    let used = used_laps(clock, &by_lap).await;
+    let used = used_laps(clock, &by_lap, reached).await;
     let mut scans = BTreeMap::new();
     let mut table: Option<(Mark, Ring)> = None;
     // From the newest back to the first ring record, which names all files that count before it.
@@ -157,25 +208,29 @@ async fn read_all(clock: &Rc<dyn Clock>, probes: &[Probe]) -> Result<Verdict, Jo
             break;
         }
     }
-    let ring = table.map(|(_, ring)| ring).unwrap_or_default();
+    let (ring_at, ring) = table.unwrap_or_default();
+    // Files that must be there: those that the ring names, and the one in which the last sync ended behind that.
+    let ended_in = reached.durable().filter(|durable| durable.end.lap > ring_at.lap);
+    let ended_in =
+        ended_in.map(|durable| LiveFile { file: durable.file, lap: durable.end.lap, end: durable.end.offset });
     let mut missing = Vec::new();
-    for live in &ring.files {
+    for live in ring.files.iter().copied().chain(ended_in.filter(|live| !scans.contains_key(&live.lap))) {
         match by_lap.get(&live.lap).filter(|probe| probe.id == live.file) {
             Some(probe) => {
                 scans.insert(live.lap, scan(clock, probe, live.lap, Some(live.end), &ring.trims).await);
             }
             // In a later lap: it was trimmed and prepared after the ring record was written.
             None if probes.iter().any(|probe| probe.id == live.file && is_later(probe.header, live.lap)) => {}
-            None => missing.push(*live),
+            None => missing.push(live),
         }
     }
     let seen = scans.values().flat_map(|scan| &scan.records).map(|found| found.header.durable.lap).max();
-    let mut verdict = judge(scans.into_values().collect(), &missing, &ring);
+    let mut verdict = judge(scans.into_values().collect(), &missing, &ring, reached);
     // What stands in the place of a missing file is left for whoever looks into the loss.
     verdict.known.shunned =
         missing.iter().map(|lost| lost.file).filter(|id| probes.iter().any(|p| p.id == *id)).collect();
-    verdict.known.lap_last =
-        lap_last.max(seen.unwrap_or(0)).max(missing.iter().map(|lost| lost.lap).max().unwrap_or(0));
+    let named = missing.iter().map(|lost| lost.lap).chain(reached.written().map(|written| written.lap));
+    verdict.known.lap_last = lap_last.max(seen.unwrap_or(0)).max(named.max().unwrap_or(0));
     Ok(verdict)
 }
 
@@ -184,7 +239,7 @@ fn is_later(header: Header, lap: u64) -> bool {
 }
 
 /// The laps that hold records. Files are used in lap order, so all behind the newest used one only stand ready.
-async fn used_laps(clock: &Rc<dyn Clock>, by_lap: &BTreeMap<u64, &Probe>) -> BTreeSet<u64> {
+async fn used_laps(clock: &Rc<dyn Clock>, by_lap: &BTreeMap<u64, &Probe>, reached: &Reached) -> BTreeSet<u64> {
     let mut newest = None;
     for (lap, probe) in by_lap.iter().rev() {
         if let Ok(mut scanner) = scanner(clock, probe, *lap)
@@ -202,6 +257,9 @@ async fn used_laps(clock: &Rc<dyn Clock>, by_lap: &BTreeMap<u64, &Probe>) -> BTr
         }
         newest = Some(*lap);
     }
+    // Nor need any of its records be left.
+    let noted = [reached.durable().map(|durable| durable.end.lap), reached.written().map(|written| written.lap)];
+    let newest = noted.into_iter().flatten().chain(newest).max();
     newest.map_or_else(BTreeSet::new, |newest| by_lap.range(..=newest).map(|(lap, _)| *lap).collect())
 }
 
@@ -262,15 +320,11 @@ async fn scan(
 }
 
 /// Sets up the ring again: prepares the files that hold nothing, begins a fresh one, and writes the tail into it.
-async fn begin_anew(
-    env: &Env,
-    dir: &Path,
-    settings: JournalSettings,
-    identity: JournalIdentity,
-    probes: Vec<Probe>,
-    verdict: Verdict,
-) -> Result<Shared, JournalError> {
+pub(super) async fn begin_anew(examined: Examined) -> Result<Shared, JournalError> {
+    let Examined { env, dir, settings, identity, probes, reached, verdict } = examined;
     let Verdict { known, tail, end_before_durable, .. } = verdict;
+    env.disk.create_dir_all(&dir).await.map_err(JournalError::io("create the directory", &*dir))?;
+    let reach = ReachFile::open(&*env.disk, &dir, identity, &reached).await?;
     let durable = known.durable;
     let live: BTreeSet<u32> = known.live.iter().map(|file| file.file).collect();
     let shunned = known.shunned.clone();
@@ -278,7 +332,7 @@ async fn begin_anew(
     let mut files = BTreeMap::new();
     for probe in probes.into_iter().filter(|probe| !shunned.contains(&probe.id)) {
         if !live.contains(&probe.id) {
-            adopt(&mut machine, &probe, dir).await?;
+            adopt(&mut machine, &probe, &dir).await?;
         }
         files.insert(probe.id, probe.file);
     }
@@ -299,9 +353,12 @@ async fn begin_anew(
             Err(source) => return Err(JournalError::io("create", dir.join(file_name(id)))(source)),
         }
     }
-    env.disk.sync_dir(dir).await.map_err(JournalError::io("sync the directory", dir))?;
-    let shared = Shared::new(env, dir, machine, files);
+    env.disk.sync_dir(&dir).await.map_err(JournalError::io("sync the directory", &*dir))?;
+    let shared = Shared::new(&env, &dir, machine, files);
     write_tail(&shared, tail, durable, end_before_durable).await?;
+    // Until here the notes of the life before were the ones to go by.
+    shared.begin_notes(reach).await?;
+    shared.begin_chores();
     Ok(shared)
 }
 
@@ -350,7 +407,5 @@ async fn write_tail(
         inner.machine.cut(durable, end_before_durable);
         inner.append_ring()?;
     }
-    shared.sync().await?;
-    shared.begin_chores();
-    Ok(())
+    shared.sync().await
 }

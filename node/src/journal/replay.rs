@@ -1,9 +1,11 @@
 //! Judges what the files of a journal hold after a start: what counts, what is damaged, what was never finished. Pure.
 //!
-//! Every record says what was durable when it was made. The highest such mark found, *W*, divides the journal: before it
-//! every record was covered by a completed sync, so anything unreadable there is damage, is reported, and what lies behind
-//! it still counts. At and behind W the first unreadable place is the end: a crash left it, nothing behind was promised,
-//! and taking some of it would show later writes without earlier ones.
+//! Every record says what was durable when it was made, and the reach file what the last sync covered. The highest such
+//! mark found, *W*, divides the journal: before it every record was covered by a completed sync, so anything unreadable
+//! there is damage, is reported, and what lies behind it still counts. At and behind W the first unreadable place is the
+//! end: nothing behind was promised to outlast the page cache, and taking some of it would show later writes without
+//! earlier ones. Within one boot the reach file also says where the last record ended that was written, hence acked: a
+//! journal that ends before has lost some, and one that ends there or behind has lost nothing.
 
 use std::{
     cmp::Ordering,
@@ -11,12 +13,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use velum_protocol::format::journal::{
-    LiveFile, Mark, Position, RECORDS_OFFSET, RecordKind, Ring, SECTOR_BYTES, StreamId,
+use velum_protocol::format::{
+    journal::{LiveFile, Mark, Position, RECORDS_OFFSET, RecordKind, Ring, SECTOR_BYTES, StreamId},
+    reach::Durable,
 };
 
 use super::{
     machine::{Known, KnownFile, REMOVED},
+    reach::Reached,
     scan::{Flaw, Found},
 };
 
@@ -27,8 +31,10 @@ pub struct Replay {
     pub records: BTreeMap<StreamId, Vec<(Position, Bytes)>>,
     /// Damage to what had been durable. Owners whose records do not join up must not go on as if nothing was missing.
     pub damage: Vec<Damage>,
-    /// An unfinished end that was dropped. Nothing in it is known to have been acked as durable.
+    /// An end that cannot be read and is dropped. Nothing in it is known to have been acked as durable.
     pub torn: Option<Torn>,
+    /// What became of writes that were acked and are not known to have been durable.
+    pub tail: Tail,
     /// There was no journal and a new one was made.
     pub created: bool,
     /// Durable records that cannot be read and stand nowhere else, and where they stood.
@@ -37,6 +43,21 @@ pub struct Replay {
     unknown: Vec<Mark>,
     /// The newest position found of each stream, and where it was appended.
     newest: BTreeMap<StreamId, (Position, Mark)>,
+    /// What the reach file says to have been durable.
+    covered: Option<Durable>,
+}
+
+/// Whether the journal ends where it was written to. Told within one boot of the machine; a loss of power may take any part
+/// of what was not synced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tail {
+    /// All that was acked is there.
+    Whole,
+    /// Acked writes are lost.
+    Cut,
+    /// Nothing tells how far this boot had got.
+    #[default]
+    Unknown,
 }
 
 /// What a stream may lack of what had been durable.
@@ -51,19 +72,22 @@ pub struct Loss {
 }
 
 impl Replay {
-    /// True when whole records were dropped with the end. A process that is killed leaves at most its last record unfinished, so
-    /// within one boot of the machine this is damage, of acked writes and perhaps of synced ones.
-    #[must_use]
-    pub fn drops_records(&self) -> bool {
-        self.torn.is_some_and(|torn| torn.records > 0)
-    }
-
     /// What damage may have taken from a stream.
     #[must_use]
     pub fn loss(&self, stream: StreamId) -> Loss {
         let records = self.lost.keys().filter(|(of, _)| *of == stream).map(|(_, at)| *at).collect();
-        let newest = self.newest.get(&stream).map(|(_, at)| *at);
-        Loss { records, gaps: !self.unknown.is_empty(), end: self.unknown.iter().any(|place| newest <= Some(*place)) }
+        Loss { records, gaps: !self.unknown.is_empty(), end: self.is_end_lost(stream) }
+    }
+
+    /// True when the last records of a stream may have stood where nothing can be read. The reach file names the last one
+    /// of raft, and so tells that none is missing.
+    fn is_end_lost(&self, stream: StreamId) -> bool {
+        let newest = self.newest.get(&stream);
+        let named = self.covered.filter(|_| stream == StreamId::Raft);
+        let is_missing = |named: Durable| newest.map_or(Position::default(), |(last, _)| *last) < named.raft;
+        let may_hold_it =
+            |place: &Mark| newest.map(|(_, at)| at) <= Some(place) && named.is_none_or(|named| named.end <= *place);
+        named.is_some_and(is_missing) || self.unknown.iter().any(may_hold_it)
     }
 }
 
@@ -97,7 +121,7 @@ pub enum DamageKind {
     Missing,
 }
 
-/// An unfinished end.
+/// An end that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Torn {
     /// Where it starts.
@@ -152,12 +176,16 @@ pub(super) struct Verdict {
     pub(super) replay: Replay,
 }
 
-/// Judges the scanned files (`scans`, by lap) and those that `ring` names and nobody found (`missing`).
-pub(super) fn judge(scans: Vec<Scanned>, missing: &[LiveFile], ring: &Ring) -> Verdict {
-    let durable =
-        scans.iter().flat_map(|scan| &scan.records).map(|found| found.header.durable).max().unwrap_or_default();
+/// Judges the scanned files (`scans`, by lap) and those that should be there and nobody found (`missing`).
+pub(super) fn judge(scans: Vec<Scanned>, missing: &[LiveFile], ring: &Ring, reached: &Reached) -> Verdict {
+    let covered = reached.durable().map(|durable| durable.end).unwrap_or_default();
+    // A sync closes the sector it ends in.
+    let synced = Mark { offset: covered.offset.next_multiple_of(SECTOR_BYTES), ..covered };
+    let told = scans.iter().flat_map(|scan| &scan.records).map(|found| found.header.durable).max();
+    let durable = told.unwrap_or_default().max(synced);
     let trims: BTreeMap<StreamId, Position> = ring.trims.iter().copied().collect();
     let mut verdict = Verdict { end_before_durable: RECORDS_OFFSET, ..Verdict::default() };
+    verdict.replay.covered = reached.durable();
     for lost in missing {
         let LiveFile { file, lap, end } = *lost;
         let kind = DamageKind::FileMissing;
@@ -165,11 +193,20 @@ pub(super) fn judge(scans: Vec<Scanned>, missing: &[LiveFile], ring: &Ring) -> V
         verdict.replay.unknown.push(Mark { lap, offset: 0 });
         verdict.known.lost.push(*lost);
     }
-    let mut judgement = Judgement { durable, trims: &trims, verdict: &mut verdict };
+    let mut judgement = Judgement { durable, covered, end: Mark::default(), trims: &trims, verdict: &mut verdict };
     for scan in scans {
         let end = ring.files.iter().find(|live| live.file == scan.file && live.lap == scan.lap).map(|live| live.end);
         judgement.file(scan, end);
     }
+    // What is durable and damaged is told as damage.
+    let end = judgement.end.max(covered);
+    let drops_records = verdict.replay.torn.is_some_and(|torn| torn.records > 0);
+    verdict.replay.tail = match reached.written() {
+        Some(written) if end < written => Tail::Cut,
+        Some(_) => Tail::Whole,
+        None if drops_records => Tail::Cut,
+        None => Tail::Unknown,
+    };
     verdict.replay.damage.sort_by_key(|damage| (damage.lap, damage.offset));
     verdict.known.trims = trims;
     verdict.known.durable = durable;
@@ -210,6 +247,10 @@ fn keep_what_tells_of_loss(verdict: &mut Verdict) {
 /// The judgement while it goes from file to file.
 struct Judgement<'a> {
     durable: Mark,
+    /// What the reach file says to have been durable, to the byte.
+    covered: Mark,
+    /// Where the last record taken ends.
+    end: Mark,
     trims: &'a BTreeMap<StreamId, Position>,
     verdict: &'a mut Verdict,
 }
@@ -269,10 +310,12 @@ impl Judgement<'_> {
         match scan.lap.cmp(&self.durable.lap) {
             Ordering::Less => true,
             Ordering::Greater => false,
-            // W stands at the start of a sector. Without a record right there, up to a sector before it may be filling.
+            // W stands at the start of a sector. Without a record right there, up to a sector before it may be filling,
+            // unless the reach file says where the last record ended.
             Ordering::Equal => {
                 let resumed_before = gap.to <= self.durable.offset;
-                resumed_before || gap.from.next_multiple_of(SECTOR_BYTES) < self.durable.offset
+                let cut_short = scan.lap == self.covered.lap && gap.from < self.covered.offset;
+                resumed_before || cut_short || gap.from.next_multiple_of(SECTOR_BYTES) < self.durable.offset
             }
         }
     }
@@ -308,6 +351,7 @@ impl Judgement<'_> {
     /// Takes the records of a file that count.
     fn keep(&mut self, scan: &Scanned, end: u64, damaged: bool) {
         let mut records = Vec::new();
+        self.end = Mark { lap: scan.lap, offset: scan.records.last().map_or(RECORDS_OFFSET, Found::end) };
         for found in &scan.records {
             if found.at() < self.durable && found.at().lap == self.durable.lap {
                 self.verdict.end_before_durable = self.verdict.end_before_durable.max(found.end());

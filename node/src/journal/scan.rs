@@ -221,7 +221,12 @@ impl Scanner {
 
 /// The header sectors of a file, or what there is of them; zeros where the disk gives nothing back.
 pub(super) async fn read_headers(clock: &dyn Clock, file: &dyn File) -> io::Result<Bytes> {
-    let there = usize::try_from(file.size()?).unwrap_or(usize::MAX).min(FILE_HEADERS_BYTES);
+    read_head(clock, file, FILE_HEADERS_BYTES).await
+}
+
+/// The first `length` bytes of a file, or what there is of them; zeros where the disk gives nothing back.
+pub(super) async fn read_head(clock: &dyn Clock, file: &dyn File, length: usize) -> io::Result<Bytes> {
+    let there = usize::try_from(file.size()?).unwrap_or(usize::MAX).min(length);
     Ok(read_through(clock, file, 0, u64_of(there)).await)
 }
 

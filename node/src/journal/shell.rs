@@ -14,6 +14,7 @@ use velum_protocol::format::journal::{Mark, Position, RECORD_ALIGN_BYTES, Record
 use super::{
     JournalError,
     machine::{Admission, Chore, Machine, NewHeader, SyncPlan},
+    reach::ReachFile,
     recover::file_name,
     scan::{Found, Scanner, Step},
 };
@@ -48,6 +49,10 @@ pub(super) struct Inner {
     /// Records placed and not yet written, from `buffer_at` of the active file on.
     buffer: Vec<u8>,
     buffer_at: u64,
+    /// Where the last record ends that was written.
+    written: Mark,
+    /// Where is noted how far all this reaches; none while a start sets up the ring.
+    reach: Option<ReachFile>,
     waiters: Vec<Waiter>,
     poison: Option<Rc<str>>,
     sync_running: bool,
@@ -138,6 +143,19 @@ impl Inner {
             metrics.appended_bytes.inc_by(bytes);
         });
         self.buffer.clear();
+        // Records first: what is noted as written is there.
+        self.written = self.machine.records_end();
+        self.note_reach()
+    }
+
+    /// Notes how far the ring was written and synced.
+    fn note_reach(&mut self) -> Result<(), JournalError> {
+        let (written, durable) = (self.written, self.machine.covered());
+        let Some(reach) = &mut self.reach else { return Ok(()) };
+        if let Err(error) = reach.note(written, durable) {
+            let cause = format!("write of {}: {error}", reach.path().display());
+            return Err(self.fail(cause));
+        }
         Ok(())
     }
 
@@ -183,6 +201,8 @@ impl Shared {
             files,
             buffer: Vec::new(),
             buffer_at: 0,
+            written: Mark::default(),
+            reach: None,
             waiters: Vec::new(),
             poison: None,
             sync_running: false,
@@ -267,8 +287,32 @@ impl Shared {
             return false;
         }
         inner.machine.synced(through);
+        // Before anybody hears of it: damage to what a barrier covered must show as such at the next start.
+        if inner.note_reach().is_err() {
+            return false;
+        }
         inner.settle();
         true
+    }
+
+    /// Notes from now on in `reach`, in both places at once, and makes sure that the notes are durable.
+    pub(super) async fn begin_notes(&self, reach: ReachFile) -> Result<(), JournalError> {
+        {
+            let mut inner = self.0.borrow_mut();
+            inner.reach = Some(reach);
+            inner.note_reach()?;
+            inner.note_reach()?;
+        }
+        self.sync_notes().await
+    }
+
+    /// Makes what was noted durable: at a start, and when nothing will follow.
+    pub(super) async fn sync_notes(&self) -> Result<(), JournalError> {
+        let Some((path, file)) = self.0.borrow().reach.as_ref().map(|reach| (reach.path().to_path_buf(), reach.file()))
+        else {
+            return Ok(());
+        };
+        file.sync().await.map_err(JournalError::io("sync", path))
     }
 
     pub(super) fn trim(&self, stream: StreamId, through: Position) {
@@ -284,11 +328,13 @@ impl Shared {
                 let room = Rc::clone(&shared.0.borrow().room);
                 let told = room.notified();
                 {
-                    let inner = shared.0.borrow();
+                    let mut inner = shared.0.borrow_mut();
                     inner.check()?;
                     if inner.machine.has_room(bytes) {
+                        inner.machine.want(0);
                         return Ok(());
                     }
+                    inner.machine.want(bytes);
                 }
                 shared.run_chores();
                 told.await;

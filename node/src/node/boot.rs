@@ -3,16 +3,18 @@
 //! A write is acked when it is in the page cache (d0). After a crash of the process it is there still; after a loss of power
 //! the end of the journal may be gone, and a journal that ends earlier than it did looks like one that never got further. So
 //! the node's directory names the boot of the machine in which the node last started, and a start in another boot takes it
-//! that every volume may have lost acked writes, unless the node had stopped cleanly.
+//! that every volume may have lost acked writes, unless the node had stopped cleanly. Within one boot the journal says
+//! whether all of them are there.
 //!
-//! Order: the lineages change first, then the present boot is stored, then guests are let in. A crash in between changes
+//! Order: that acked writes may be lost is stored before the journal drops its unreadable end, and with it what told of
+//! the loss; then the lineages change, then the present boot is stored, then guests are let in. A crash in between changes
 //! lineages once more, which is a nuisance to guests and never a lie.
 
 use std::{io, path::PathBuf};
 
 use velum_protocol::{
     format::{
-        boot::{BOOT_BYTES, BootError, BootFile},
+        boot::{BOOT_BYTES, BootError, BootFile, BootState},
         metadata::Command,
     },
     id::{Epoch, VolumeId},
@@ -22,7 +24,7 @@ use velum_protocol::{
 use super::{Assembly, files, layout::Layout, opening::RETRY, start::StartError};
 use crate::{
     env::{Disk, Env},
-    journal::JournalIdentity,
+    journal::{JournalIdentity, Replay, Tail},
     metadata::MetadataError,
 };
 
@@ -35,10 +37,25 @@ pub(super) struct Boot {
 /// What became of writes that were acked and not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unsynced {
-    /// They are there, or there were none.
-    Kept,
+    /// There were none: the node had stopped cleanly.
+    Synced,
+    /// They were in the page cache, and that is still there.
+    InPageCache,
     /// They may be lost.
     Doubtful,
+}
+
+impl Unsynced {
+    /// True when acked writes may be lost, by the boot file or by what the journal says of its end.
+    pub(super) const fn may_be_lost(self, replay: &Replay) -> bool {
+        if replay.created {
+            return false;
+        }
+        match (self, replay.tail) {
+            (Self::Doubtful, _) | (_, Tail::Cut) | (Self::InPageCache, Tail::Unknown) => true,
+            (Self::Synced, Tail::Whole | Tail::Unknown) | (Self::InPageCache, Tail::Whole) => false,
+        }
+    }
 }
 
 impl Boot {
@@ -50,7 +67,7 @@ impl Boot {
     ) -> Result<(Self, Unsynced), StartError> {
         let path = layout.boot();
         let boot = env.disk.boot().await.map_err(|error| StartError::disk(&path, error))?;
-        let file = BootFile { cluster, node, boot, stopped: false };
+        let file = BootFile { cluster, node, boot, state: BootState::InUse };
         let found = match files::read(&*env.disk, &path, BOOT_BYTES as u64).await {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
             Err(error) => return Err(StartError::disk(&path, error)),
@@ -60,23 +77,32 @@ impl Boot {
             Some(Err(BootError::Lead(source @ LeadError::Newer { .. }))) => {
                 return Err(StartError::Newer { path, source });
             }
-            Some(Ok(last)) if last == file || last == (BootFile { boot: last.boot, stopped: true, ..file }) => {
-                Unsynced::Kept
+            Some(Ok(last)) if last == file => Unsynced::InPageCache,
+            Some(Ok(last)) if last == (BootFile { boot: last.boot, state: BootState::Stopped, ..file }) => {
+                Unsynced::Synced
             }
             Some(Ok(_) | Err(_)) | None => Unsynced::Doubtful,
         };
         Ok((Self { path, file }, unsynced))
     }
 
+    /// Stores, durably, that acked writes may be lost: the next start knows it too, should this one be broken off.
+    pub(super) async fn doubt(&self, disk: &dyn Disk) -> Result<(), StartError> {
+        self.store(disk, BootState::Doubtful).await.map_err(|error| StartError::disk(&self.path, error))
+    }
+
     /// Stores the present boot, durably: from here on writes may be acked.
     pub(super) async fn started(&self, disk: &dyn Disk) -> Result<(), StartError> {
-        let stored = files::replace(disk, &self.path, &self.file.encode()).await;
-        stored.map_err(|error| StartError::disk(&self.path, error))
+        self.store(disk, BootState::InUse).await.map_err(|error| StartError::disk(&self.path, error))
     }
 
     /// Says that everything acked is synced and nothing more will be acked.
     pub(super) async fn stopped(&self, disk: &dyn Disk) -> io::Result<()> {
-        files::replace(disk, &self.path, &BootFile { stopped: true, ..self.file }.encode()).await
+        self.store(disk, BootState::Stopped).await
+    }
+
+    async fn store(&self, disk: &dyn Disk, state: BootState) -> io::Result<()> {
+        files::replace(disk, &self.path, &BootFile { state, ..self.file }.encode()).await
     }
 }
 
@@ -87,10 +113,7 @@ impl Assembly {
             let opened = state.volumes.iter().filter(|(_, volume)| !volume.deleted && volume.epoch > Epoch(0));
             opened.map(|(id, volume)| (*id, volume.epoch)).collect::<Vec<_>>()
         });
-        tracing::warn!(
-            volumes = volumes.len(),
-            "the machine stopped under this node: writes that were acked but not synced may be lost; lineages change"
-        );
+        tracing::warn!(volumes = volumes.len(), "writes that were acked but not synced may be lost; lineages change");
         for (volume, epoch) in volumes {
             self.change_lineage(volume, epoch).await?;
         }

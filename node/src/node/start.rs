@@ -1,4 +1,8 @@
 //! The start of a node: keys, journal, raft, clouds, volumes, doors, in this order.
+//!
+//! First comes all that can refuse the start, and it changes nothing of the directory: keys open, journal and raft state are
+//! looked at, the clouds are the cluster's, the addresses are free. Only then the journal is set up again, which drops an
+//! unreadable end; that acked writes may be lost with it is stored before.
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,12 +34,12 @@ use crate::{
         CloudSet, Fetcher, OpenCloudError,
         identity::{GuardedClouds, Identity},
     },
-    config::NodeConfig,
-    consensus::{Consensus, ConsensusError},
-    env::{CloudStoreError, Env},
-    journal::{Journal, JournalError, JournalIdentity, JournalSettings, Replay, StreamId},
+    config::{CloudConfig, NodeConfig},
+    consensus::{self, Consensus, ConsensusError},
+    env::{CloudStoreError, Env, Listener},
+    journal::{self, Journal, JournalError, JournalIdentity, JournalSettings, Replay, Tail},
     keyring::{KeyError, Keyring, ProviderSecret},
-    metadata::{Metadata, Rejection, State},
+    metadata::{Metadata, Rejection, State, state::CloudEntry},
     metrics::Metrics,
     server::{
         gate::Gate,
@@ -148,21 +152,15 @@ impl Node {
         let lock = lock(&env, &layout).await?;
         let keys = create::read_keys(&env, &layout, secret).await?;
         let (keyring, identity) = keys.ok_or_else(|| StartError::NotCreated(config.dir.clone()))?;
-        let identity_of_journal = JournalIdentity { cluster: keyring.cluster(), node: config.node };
-        let (boot, unsynced) = Boot::find(&env, &layout, identity_of_journal).await?;
-        let (journal, mut replay) =
-            Journal::open(&env, &layout.journal(), journal_settings(&config), identity_of_journal).await?;
-        let state = Rc::new(RefCell::new(State::new(keyring.cluster(), Vec::new(), 1)));
-        let raft_records = replay.records.remove(&StreamId::Raft).unwrap_or_default();
-        let consensus = Consensus::start(
-            &env,
-            &layout.raft(),
-            create::member(&config, &keyring),
-            Rc::clone(&journal),
-            raft_records,
-            Rc::new(RefCell::new(MetadataApplier::new(Rc::clone(&state)))),
-        )
-        .await?;
+        let Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners } =
+            examine(&env, &config, &layout, &keyring).await?;
+        // From here on nothing of the settings refuses the start, and things are changed.
+        let is_doubtful = unsynced.may_be_lost(&replay);
+        if is_doubtful {
+            boot.doubt(&*env.disk).await?;
+        }
+        let journal = journal.begin().await?;
+        let consensus = Consensus::start(&env, consensus, Rc::clone(&journal), applier).await?;
         let metrics = Arc::new(Metrics::new());
         journal.count_in(metrics.journal.clone());
         let proposer = Rc::new(RaftProposer {
@@ -171,33 +169,88 @@ impl Node {
             metrics: metrics.raft.clone(),
         });
         let metadata = Metadata::new(state, proposer, Rc::clone(&env.entropy));
-        check_clouds(&config, &metadata)?;
         let node =
             assemble(env, config, (lock, boot), (keyring, identity), journal, (consensus, metadata), metrics).await?;
-        node.begin(&replay);
+        node.begin();
         // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
-        let is_doubtful = (unsynced == Unsynced::Doubtful && !replay.created) || replay.drops_records();
         let opening = node.open(is_doubtful, replay);
         match select(Box::pin(opening), Box::pin(node.failed())).await {
             Either::Left((opened, _)) => opened?,
             Either::Right((cause, _)) => return Err(JournalError::Poisoned { cause: cause.into() }.into()),
         }
-        node.open_doors().await?;
+        node.open_doors(listeners);
         Ok(Self(node))
     }
 }
 
+/// What a start has looked at and not changed.
+struct Examined {
+    boot: Boot,
+    unsynced: Unsynced,
+    journal: journal::Examined,
+    replay: Replay,
+    consensus: consensus::Examined,
+    state: Rc<RefCell<State>>,
+    applier: Rc<RefCell<MetadataApplier>>,
+    listeners: Vec<Rc<dyn Listener>>,
+}
+
+/// All that can refuse a start once the keys have opened. Changes nothing of the node's directory.
+async fn examine(env: &Env, config: &NodeConfig, layout: &Layout, keyring: &Keyring) -> Result<Examined, StartError> {
+    let identity = JournalIdentity { cluster: keyring.cluster(), node: config.node };
+    let (boot, unsynced) = Boot::find(env, layout, identity).await?;
+    let (journal, mut replay) = Journal::examine(env, &layout.journal(), journal_settings(config), identity).await?;
+    report(&replay);
+    let state = Rc::new(RefCell::new(State::new(keyring.cluster(), Vec::new(), 1)));
+    let applier = Rc::new(RefCell::new(MetadataApplier::new(Rc::clone(&state))));
+    let member = create::member(config, keyring);
+    let consensus = Consensus::examine(env, &layout.raft(), member, (&journal, &mut replay), &*applier).await?;
+    // No command changes the cluster's clouds, so they are what the snapshot says.
+    check_clouds(config, &state.borrow().clouds)?;
+    for CloudConfig { name, url, options } in &config.clouds {
+        let opened = env.clouds.open(url, options);
+        opened.map_err(|source| OpenCloudError { cloud: name.clone(), url: url.clone(), source })?;
+    }
+    let mut listeners = Vec::new();
+    for listen in &config.nbd.listen {
+        let listener = env.network.listen(listen.address()).await;
+        listeners.push(listener.map_err(|error| StartError::Listen { address: listen.to_string(), error })?);
+    }
+    Ok(Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners })
+}
+
+/// Says what is wrong with the journal, also when the start is refused over it.
+fn report(replay: &Replay) {
+    for damage in &replay.damage {
+        tracing::error!(
+            file = damage.file,
+            offset = damage.offset,
+            bytes = damage.bytes,
+            kind = ?damage.kind,
+            "the journal is damaged where it had been durable; volumes that need it do not open"
+        );
+    }
+    match (replay.tail, &replay.torn) {
+        (Tail::Cut, torn) => tracing::warn!(
+            records = torn.map_or(0, |torn| torn.records),
+            at = ?torn.map(|torn| torn.at),
+            "the journal ends before where it was written to: acked writes are lost, lineages change"
+        ),
+        (Tail::Whole | Tail::Unknown, Some(_)) => tracing::info!("an unfinished end of the journal is dropped"),
+        (Tail::Whole | Tail::Unknown, None) => {}
+    }
+}
+
 /// The cloud set is the cluster's business: a node with other clouds would count copies where nobody else looks.
-fn check_clouds(config: &NodeConfig, metadata: &Metadata) -> Result<(), StartError> {
+fn check_clouds(config: &NodeConfig, known: &[CloudEntry]) -> Result<(), StartError> {
     let configured = create::cloud_entries(config);
-    let known = metadata.with(|state| state.clouds.clone());
     if configured == known {
         return Ok(());
     }
-    let text = |entries: &[crate::metadata::state::CloudEntry]| {
+    let text = |entries: &[CloudEntry]| {
         entries.iter().map(|entry| format!("{}={}", entry.name.0, entry.url)).collect::<Vec<_>>().join(", ")
     };
-    Err(StartError::OtherClouds { configured: text(&configured), known: text(&known) })
+    Err(StartError::OtherClouds { configured: text(&configured), known: text(known) })
 }
 
 async fn assemble(
@@ -281,46 +334,25 @@ impl Assembly {
         Ok(())
     }
 
-    /// Says what replay found and starts what runs beside the volumes.
-    fn begin(self: &Rc<Self>, replay: &Replay) {
-        for damage in &replay.damage {
-            tracing::error!(
-                file = damage.file,
-                offset = damage.offset,
-                bytes = damage.bytes,
-                kind = ?damage.kind,
-                "the journal is damaged where it had been durable; volumes that need it do not open"
-            );
-        }
-        if let Some(torn) = &replay.torn {
-            if replay.drops_records() {
-                tracing::warn!(
-                    records = torn.records,
-                    at = ?torn.at,
-                    "dropped the end of the journal behind a place that cannot be read: acked writes may be lost, lineages change"
-                );
-            } else {
-                tracing::info!("dropped an unfinished end of the journal");
-            }
-        }
+    /// Starts what runs beside the volumes.
+    fn begin(self: &Rc<Self>) {
         actor::spawn((*self.clouds).clone().watch(Rc::clone(&self.env.clock)));
         gauges::start(self);
     }
 
-    async fn open_doors(self: &Rc<Self>) -> Result<(), StartError> {
+    /// Lets guests in.
+    fn open_doors(self: &Rc<Self>, listeners: Vec<Rc<dyn Listener>>) {
         let exports = NodeExports { metadata: self.metadata.clone(), open: Rc::clone(&self.open) };
         let gate = Rc::new(Gate::new(Rc::new(exports), Rc::clone(&self.audit)));
-        for listen in &self.config.nbd.listen {
+        for listener in listeners {
             let around = Surroundings {
                 clock: Rc::clone(&self.env.clock),
                 gate: Rc::clone(&gate),
                 metrics: Arc::clone(&self.metrics),
             };
-            let door = nbd::start(&self.env, listen.address(), around, Rc::clone(&self.sessions)).await;
-            let door = door.map_err(|error| StartError::Listen { address: listen.to_string(), error })?;
+            let door = nbd::open(&self.env, listener, around, Rc::clone(&self.sessions));
             self.doors.borrow_mut().push(door);
         }
-        Ok(())
     }
 }
 

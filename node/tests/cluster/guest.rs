@@ -1,7 +1,7 @@
 //! A guest: an NBD client on an in-memory network, and a reference device that says what a volume may hold.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     io,
     rc::Rc,
@@ -25,7 +25,11 @@ const BLOCK: usize = 4096;
 
 /// The listening sockets of one process.
 #[derive(Default)]
-pub struct Ports(RefCell<BTreeMap<Address, Rc<Port>>>);
+pub struct Ports {
+    open: RefCell<BTreeMap<Address, Rc<Port>>>,
+    /// Somebody else listens everywhere.
+    pub taken: Cell<bool>,
+}
 
 #[derive(Default)]
 struct Port {
@@ -40,8 +44,11 @@ struct Listening {
 
 impl Network for Ports {
     fn listen(&self, address: &Address) -> Local<io::Result<Rc<dyn Listener>>> {
+        if self.taken.get() {
+            return Box::pin(std::future::ready(Err(io::ErrorKind::AddrInUse.into())));
+        }
         let port = Rc::<Port>::default();
-        self.0.borrow_mut().insert(address.clone(), Rc::clone(&port));
+        self.open.borrow_mut().insert(address.clone(), Rc::clone(&port));
         let listening: Rc<dyn Listener> = Rc::new(Listening { address: address.clone(), port });
         Box::pin(std::future::ready(Ok(listening)))
     }
@@ -97,7 +104,7 @@ impl Guest {
     pub async fn connect(ports: &Ports, export: &str) -> Result<Self, Trouble> {
         let (mut stream, theirs) = tokio::io::duplex(1 << 20);
         {
-            let open = ports.0.borrow();
+            let open = ports.open.borrow();
             let port = open.values().next().ok_or(io::Error::from(io::ErrorKind::ConnectionRefused))?;
             port.waiting.borrow_mut().push_back(theirs);
             port.arrived.notify_waiters();

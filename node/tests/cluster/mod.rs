@@ -53,6 +53,10 @@ pub struct Cluster {
     pub config: RefCell<NodeConfig>,
     pub secret: Cell<[u8; 32]>,
     pub eyes: RefCell<Option<Eyes>>,
+    /// The clouds' URLs are not understood.
+    pub misunderstood: Cell<bool>,
+    /// Somebody else has the node's addresses.
+    pub ports_taken: Cell<bool>,
     seeds: Cell<u64>,
 }
 
@@ -103,6 +107,8 @@ impl Cluster {
             config: RefCell::new(config()),
             secret: Cell::new(std::array::from_fn(|place| u8::try_from(place * 7 + 11).unwrap())),
             eyes: RefCell::default(),
+            misunderstood: Cell::new(false),
+            ports_taken: Cell::new(false),
             seeds: Cell::new(seed << 32),
             rng,
         })
@@ -115,7 +121,8 @@ impl Cluster {
     /// The world as a process that is alive sees it.
     pub fn env(&self, alive: &Rc<Cell<bool>>, ports: &Rc<Ports>) -> Env {
         self.seeds.set(self.seeds.get() + 1);
-        let clouds = Rc::new(MemoryClouds { clouds: self.clouds.clone(), alive: Rc::clone(alive) });
+        let known = if self.misunderstood.get() { BTreeMap::new() } else { self.clouds.clone() };
+        let clouds = Rc::new(MemoryClouds { clouds: known, alive: Rc::clone(alive) });
         let network = Rc::clone(ports) as Rc<dyn velum_node::env::Network>;
         Env { clouds, network, ..support::env(&self.disk.borrow(), self.seeds.get()) }
     }
@@ -169,6 +176,7 @@ impl Cluster {
     /// Starts the node.
     pub async fn try_start(self: &Rc<Self>) -> Result<Process, StartError> {
         let (alive, ports, local) = (Rc::new(Cell::new(true)), Rc::<Ports>::default(), LocalSet::new());
+        ports.taken.set(self.ports_taken.get());
         let (env, config) = (self.env(&alive, &ports), self.config.borrow().clone());
         let key = secret(self.secret.get());
         let started = local.run_until(Node::start(env, config, &key)).await;

@@ -1,7 +1,8 @@
 //! The boot file of a node's directory: the boot in which acked writes may be in the page cache alone.
 //!
 //! A node that starts and finds another boot here than the one it runs in cannot know what the page cache of that boot still
-//! held. A node that stopped cleanly had synced everything and says so here.
+//! held. A node that stopped cleanly had synced everything and says so here; a start that finds acked writes lost notes that
+//! here before it changes anything else, so that the next one still tells of it when this one is broken off.
 
 use super::reader::{ReadError, Reader};
 use crate::{
@@ -13,8 +14,30 @@ use crate::{
 /// Bytes of the file.
 pub const BOOT_BYTES: usize = 64;
 
-const IN_USE: u8 = 1;
-const STOPPED: u8 = 2;
+/// How a node that holds its directory in a boot stands to what it acked there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootState {
+    /// It runs, or ended without a word: what it acked may be in the page cache alone.
+    InUse,
+    /// It has stopped, and everything was synced.
+    Stopped,
+    /// A start found that acked writes may be lost, and lineages have not changed yet.
+    Doubtful,
+}
+
+impl BootState {
+    const fn byte(self) -> u8 {
+        match self {
+            Self::InUse => 1,
+            Self::Stopped => 2,
+            Self::Doubtful => 3,
+        }
+    }
+
+    fn of(byte: u8) -> Option<Self> {
+        [Self::InUse, Self::Stopped, Self::Doubtful].into_iter().find(|state| state.byte() == byte)
+    }
+}
 
 /// Why a boot file is not accepted. A newer one must be left alone; any other says nothing about the past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,8 +62,8 @@ pub struct BootFile {
     pub node: NodeId,
     /// The boot of the machine in which the node last started.
     pub boot: BootId,
-    /// It has stopped since, and everything was synced.
-    pub stopped: bool,
+    /// What became of it since.
+    pub state: BootState,
 }
 
 impl BootFile {
@@ -52,7 +75,7 @@ impl BootFile {
         out.extend_from_slice(&self.cluster.0);
         out.extend_from_slice(&self.node.0.to_le_bytes());
         out.extend_from_slice(&self.boot.0);
-        out.push(if self.stopped { STOPPED } else { IN_USE });
+        out.push(self.state.byte());
         out.resize(BOOT_BYTES - 4, 0);
         out.extend_from_slice(&crc32c(&out).to_le_bytes());
         out.try_into().expect("the fields and the reserved bytes make up the file")
@@ -71,13 +94,10 @@ impl BootFile {
         let mut reader = Reader::new(covered);
         reader.take(LEAD_BYTES)?;
         let (cluster, node, boot) = (ClusterId(reader.array()?), NodeId(reader.u64()?), BootId(reader.array()?));
-        let stopped = match reader.array()? {
-            [IN_USE] => false,
-            [STOPPED] => true,
-            [_] => return Err(ReadError::Field("state").into()),
-        };
+        let [state] = reader.array()?;
+        let state = BootState::of(state).ok_or(ReadError::Field("state"))?;
         reader.zeros("reserved")?;
-        Ok(Self { cluster, node, boot, stopped })
+        Ok(Self { cluster, node, boot, state })
     }
 }
 
@@ -85,15 +105,15 @@ impl BootFile {
 mod tests {
     use super::*;
 
-    fn file(stopped: bool) -> BootFile {
-        BootFile { cluster: ClusterId([0xc1; 16]), node: NodeId(2), boot: BootId([0xb0; 16]), stopped }
+    fn file(state: BootState) -> BootFile {
+        BootFile { cluster: ClusterId([0xc1; 16]), node: NodeId(2), boot: BootId([0xb0; 16]), state }
     }
 
     #[test]
     fn it_reads_back_and_any_change_shows() {
-        for stopped in [false, true] {
-            let bytes = file(stopped).encode();
-            assert_eq!(BootFile::decode(&bytes), Ok(file(stopped)));
+        for state in [BootState::InUse, BootState::Stopped, BootState::Doubtful] {
+            let bytes = file(state).encode();
+            assert_eq!(BootFile::decode(&bytes), Ok(file(state)));
             for at in 0..bytes.len() {
                 let mut changed = bytes;
                 changed[at] ^= 0x10;
@@ -106,8 +126,8 @@ mod tests {
 
     #[test]
     fn what_is_whole_and_makes_no_sense_is_refused() {
-        for (at, value) in [(48, 0), (48, 3), (49, 1), (59, 1)] {
-            let mut bytes = file(false).encode();
+        for (at, value) in [(48, 0), (48, 4), (49, 1), (59, 1)] {
+            let mut bytes = file(BootState::InUse).encode();
             bytes[at] = value;
             let crc = crc32c(&bytes[..60]).to_le_bytes();
             bytes[60..].copy_from_slice(&crc);
@@ -117,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_newer_file_is_told_from_damage() {
-        let mut bytes = file(false).encode();
+        let mut bytes = file(BootState::InUse).encode();
         bytes[4] = 2;
         let newer = LeadError::Newer { found: 2, known: 1 };
         assert_eq!(BootFile::decode(&bytes), Err(BootError::Lead(newer)));
@@ -125,12 +145,13 @@ mod tests {
 
     #[test]
     fn version_1_is_written_and_read_as_it_was_released() {
-        for (stopped, golden) in [
-            (false, include_bytes!("../../tests/golden/boot-in-use-1.bin")),
-            (true, include_bytes!("../../tests/golden/boot-stopped-1.bin")),
+        for (state, golden) in [
+            (BootState::InUse, include_bytes!("../../tests/golden/boot-in-use-1.bin")),
+            (BootState::Stopped, include_bytes!("../../tests/golden/boot-stopped-1.bin")),
+            (BootState::Doubtful, include_bytes!("../../tests/golden/boot-doubtful-1.bin")),
         ] {
-            assert_eq!(file(stopped).encode(), *golden);
-            assert_eq!(BootFile::decode(golden), Ok(file(stopped)));
+            assert_eq!(file(state).encode(), *golden);
+            assert_eq!(BootFile::decode(golden), Ok(file(state)));
         }
     }
 }

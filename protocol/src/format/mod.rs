@@ -14,6 +14,7 @@ pub mod metadata;
 pub mod object;
 pub mod page;
 pub mod raft;
+pub mod reach;
 pub mod reader;
 pub mod record;
 pub mod segment;

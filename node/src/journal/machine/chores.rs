@@ -13,13 +13,15 @@ impl Machine {
         if let Some(file) = self.recyclable() {
             return Some(self.prepare(file));
         }
-        if self.ready.len() > RESERVE_FILES && !self.is_half_used() {
+        // One file for volumes, or as many as a long write needs that waits.
+        let is_enough = self.ready.len() > RESERVE_FILES && self.has_room(self.wanted_bytes);
+        if is_enough && !self.is_half_used() {
             return None;
         }
         if let Some(file) = self.victim(NEARLY_DEAD_DIVISOR) {
             return Some(Chore::CopyForward { file });
         }
-        if self.ready.len() > RESERVE_FILES {
+        if is_enough {
             return None;
         }
         if self.files.len() < self.settings.files_max() && !self.growth_refused {
@@ -90,13 +92,13 @@ impl Machine {
         self.lap_last += 1;
         let (lap, bytes) = (self.lap_last, self.settings.file_bytes);
         let (header, header_crc) = encode_header(self.identity, file, lap, bytes, 0);
-        self.insert(file, FileState { lap, header_crc, ..FileState::blank(bytes, 0) });
+        self.files.insert(file, FileState { lap, header_crc, ..FileState::blank(bytes, 0) });
         Chore::Create { file, bytes, header }
     }
 
     /// Takes a file found unused into the ring, to be prepared.
     pub(in crate::journal) fn adopt(&mut self, file: u32, bytes: u64, header_place: usize) -> Chore {
-        self.insert(file, FileState::blank(bytes, header_place));
+        self.files.insert(file, FileState::blank(bytes, header_place));
         self.prepare(file)
     }
 

@@ -63,6 +63,27 @@ pub enum AdminError {
     Thread(io::Error),
 }
 
+/// The bound address of a door that does not serve yet: whoever comes waits.
+#[derive(Debug)]
+pub struct AdminListener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl AdminListener {
+    /// Binds `address`: before a node is started, so that an address in use is told before anything is changed.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn bind(address: &str) -> Result<Self, AdminError> {
+        let refused = |error| AdminError::Listen { address: address.to_owned(), error };
+        let listener = TcpListener::bind(address).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        Ok(Self { listener, address })
+    }
+}
+
 /// The running door. Dropping it closes it.
 pub struct AdminServer {
     address: SocketAddr,
@@ -71,15 +92,16 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Listens on `address` and serves until dropped. What is asked comes out of the inbox: give it to [`super::answer`].
+    /// Serves until dropped. What is asked comes out of the inbox: give it to [`super::answer`].
     ///
     /// # Errors
-    /// When the address or a thread cannot be had.
-    pub fn start(address: &str, metrics: Arc<Metrics>, limits: AdminLimits) -> Result<(Self, Inbox), AdminError> {
-        let refused = |error| AdminError::Listen { address: address.to_owned(), error };
-        let listener = TcpListener::bind(address).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let bound = listener.local_addr().map_err(refused)?;
+    /// When a thread cannot be had.
+    pub fn start(
+        listener: AdminListener,
+        metrics: Arc<Metrics>,
+        limits: AdminLimits,
+    ) -> Result<(Self, Inbox), AdminError> {
+        let AdminListener { listener, address: bound } = listener;
         let (outbox, inbox) = channel::channel();
         let router = routes::router(outbox, metrics, limits, bound.ip().is_loopback());
         let (stop, stopped) = oneshot::channel();

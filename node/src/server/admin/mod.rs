@@ -15,7 +15,7 @@ mod routes;
 mod tests;
 
 pub use channel::{Inbox, answer};
-pub use http::{AdminError, AdminLimits, AdminServer};
+pub use http::{AdminError, AdminLimits, AdminListener, AdminServer};
 use velum_protocol::admin::{Problem, Request, Response};
 
 use crate::env::Local;

@@ -13,7 +13,7 @@ use std::{
 use futures_util::FutureExt;
 use velum_protocol::admin::{Deleted, Problem, ProblemKind, Request, Response, Version};
 
-use super::{AdminLimits, AdminServer, Backend, answer};
+use super::{AdminLimits, AdminListener, AdminServer, Backend, answer};
 use crate::{env::Local, metrics::Metrics};
 
 /// Answers by rote and remembers what it was asked.
@@ -42,10 +42,14 @@ impl Backend for Rote {
     }
 }
 
+fn bound() -> AdminListener {
+    AdminListener::bind("127.0.0.1:0").unwrap()
+}
+
 /// Runs `caller` against an open door; gives what reached the node.
 fn against(caller: impl FnOnce(SocketAddr) + Send) -> Vec<Request> {
     let limits = AdminLimits { head_deadline: Duration::from_millis(300), body_deadline: Duration::from_millis(300) };
-    let (server, inbox) = AdminServer::start("127.0.0.1:0", Arc::new(Metrics::new()), limits).unwrap();
+    let (server, inbox) = AdminServer::start(bound(), Arc::new(Metrics::new()), limits).unwrap();
     let rote = Rc::new(Rote::default());
     let backend = Rc::clone(&rote);
     thread::scope(|scope| {
@@ -262,7 +266,7 @@ fn a_repeated_request_gets_the_first_outcome_and_acts_once() {
 
 #[test]
 fn a_node_that_stops_says_so_to_those_who_wait() {
-    let (server, inbox) = AdminServer::start("127.0.0.1:0", Arc::new(Metrics::new()), AdminLimits::default()).unwrap();
+    let (server, inbox) = AdminServer::start(bound(), Arc::new(Metrics::new()), AdminLimits::default()).unwrap();
     drop(inbox);
     let (status, answer) = send(server.address(), &request("GET", "/v1/node", "", ""));
     assert_eq!(status, 503);

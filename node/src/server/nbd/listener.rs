@@ -3,7 +3,7 @@
 //! No volume is opened for a connection before it has chosen an export, so a client that connects and leaves costs a
 //! greeting. Connections past the node's bound are closed at once.
 
-use std::{cell::Cell, io, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use futures_util::FutureExt;
 
@@ -35,12 +35,10 @@ struct Own {
     throttle: Throttle,
 }
 
-/// Listens at `address` and serves whoever comes, until the door is stopped. `sessions` may be shared by several doors.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub async fn start(env: &Env, address: &Address, around: Surroundings, sessions: Rc<Sessions>) -> io::Result<NbdDoor> {
-    let listener = env.network.listen(address).await?;
+/// Serves whoever comes to `listener`, and has come since it was bound, until the door is stopped. So a node can bind first,
+/// when it has changed nothing yet, and let guests in last. `sessions` may be shared by several doors.
+#[must_use]
+pub fn open(env: &Env, listener: Rc<dyn Listener>, around: Surroundings, sessions: Rc<Sessions>) -> NbdDoor {
     let address = listener.address();
     let own = Rc::new(Own {
         env: env.clone(),
@@ -51,7 +49,7 @@ pub async fn start(env: &Env, address: &Address, around: Surroundings, sessions:
         throttle: Throttle::default(),
     });
     actor::spawn(accept(Rc::clone(&own), listener));
-    Ok(NbdDoor { address, own })
+    NbdDoor { address, own }
 }
 
 impl NbdDoor {

@@ -11,4 +11,4 @@ pub mod outgoing;
 pub mod session;
 pub mod transmission;
 
-pub use listener::{NbdDoor, start};
+pub use listener::{NbdDoor, open};

@@ -1,6 +1,6 @@
 //! Accepting, turning away and stopping, with a network that is a queue.
 
-use std::{cell::RefCell, collections::VecDeque, sync::Arc};
+use std::{cell::RefCell, collections::VecDeque, io, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, DuplexStream},
@@ -140,7 +140,8 @@ async fn hall() -> Hall {
     };
     let around = Surroundings { clock: Rc::clone(&clock) as Rc<dyn Clock>, gate, metrics: Arc::clone(&metrics) };
     let sessions = Rc::new(Sessions::default());
-    let door = start(&env, &Address::Tcp("test:0".to_owned()), around, Rc::clone(&sessions)).await.unwrap();
+    let listener = env.network.listen(&Address::Tcp("test:0".to_owned())).await.unwrap();
+    let door = open(&env, listener, around, Rc::clone(&sessions));
     Hall { queue, clock, door, sessions, metrics }
 }
 
