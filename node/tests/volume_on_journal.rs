@@ -186,7 +186,12 @@ impl Node {
             &self.env,
             Opening {
                 keys: keys(id),
-                settings: Settings { flush_bytes: 8 << 20, read_ahead_bytes: 1 << 20, map_bytes: 1 << 20 },
+                settings: Settings {
+                    flush_bytes: 8 << 20,
+                    read_ahead_bytes: 1 << 20,
+                    map_bytes: 1 << 20,
+                    record_blocks_max: self.journal.body_bytes_handy() as u64 / 4200,
+                },
                 size_bytes: 64 << 20,
                 acl: (acl, 1),
                 owner: Owner { epoch: Epoch(self.epoch), lineage: Lineage(1) },

@@ -7,6 +7,7 @@ use velum_protocol::{
     format::{
         metadata::{CheckpointRef, Command},
         page::RootPayload,
+        record,
     },
     id::{BLOCK_BYTES, Epoch, Jseq, Seq, VolumeId},
 };
@@ -17,7 +18,7 @@ use crate::{
     array::{Fenced, VolumeArray},
     cloud::FetchError,
     extent::{ExtentMap, MapError},
-    journal::{Loss, Position, Replay, StreamId},
+    journal::{Journal, Loss, Position, Replay, StreamId},
     keyring::{KeyError, KeySet, ObjectFault, ObjectKind},
     metadata::{Answer, MetadataError, state::VolumeState},
     volume::{
@@ -215,6 +216,7 @@ impl Assembly {
                 flush_bytes: self.config.flush.bytes.bytes(),
                 read_ahead_bytes: READ_AHEAD_BYTES,
                 map_bytes: MAP_BYTES,
+                record_blocks_max: record_blocks_max(&self.journal),
             },
             size_bytes: volume.size_bytes,
             acl: (volume.acl.clone(), volume.acl_version),
@@ -229,6 +231,12 @@ impl Assembly {
             audit: Rc::clone(&self.audit),
         })
     }
+}
+
+/// How many blocks a record may hold for the journal to take it wherever it has room.
+fn record_blocks_max(journal: &Journal) -> u64 {
+    let bytes = u64::try_from(journal.body_bytes_handy()).expect("a body is bounded");
+    bytes.saturating_sub(record::HEADER_BYTES as u64 + record::SEAL_BYTES) / BLOCK_BYTES
 }
 
 /// The last record in the journal that is at d2. The process before may have ended before its trim was durable; without

@@ -63,6 +63,8 @@ pub struct Settings {
     pub read_ahead_bytes: u64,
     /// Bytes of the extent map's clean pages kept in memory.
     pub map_bytes: u64,
+    /// The most blocks with contents that a record may hold and the journal takes; at least one.
+    pub record_blocks_max: u64,
 }
 
 /// What the machine takes in.

@@ -154,9 +154,9 @@ impl Write {
     }
 
     /// At most what the next step adds to the journal: an edge each, a record per full one, and one for the rest.
-    fn journal_bytes(&self) -> u64 {
+    fn journal_bytes(&self, record_blocks_max: u64) -> u64 {
         let blocks = self.step_blocks();
-        blocks * BLOCK_BYTES + (blocks / WRITE_BLOCKS_MAX + 3) * RECORD_OVERHEAD_BYTES
+        blocks * BLOCK_BYTES + (blocks / record_blocks_max + 3) * RECORD_OVERHEAD_BYTES
     }
 
     /// An edge's new contents when this write makes zeros: the old ones with zeros over its part.
@@ -264,7 +264,12 @@ impl VolumeMachine {
 
     /// Takes room for a write's next step, in the journal and in the budget.
     fn take_room(&self, write: &Write) -> bool {
-        self.journal_has(write.journal_bytes()) && self.budget.take(self.id, write.charge())
+        self.journal_has(write.journal_bytes(self.record_blocks_max())) && self.budget.take(self.id, write.charge())
+    }
+
+    /// The most blocks with contents in one record: what the format allows, and what a file of the journal takes.
+    fn record_blocks_max(&self) -> u64 {
+        self.settings.record_blocks_max.clamp(1, WRITE_BLOCKS_MAX)
     }
 
     fn journal_has(&self, bytes: u64) -> bool {
@@ -286,7 +291,7 @@ impl VolumeMachine {
             };
             let charge = pending.write.charge();
             if !self.take_room(&pending.write) {
-                let bytes = pending.write.journal_bytes();
+                let bytes = pending.write.journal_bytes(self.record_blocks_max());
                 self.budget.wait(self.id);
                 effects.push(Effect::Press);
                 if !self.journal_has(bytes) && !std::mem::replace(&mut self.writes.awaiting_room, true) {
@@ -366,7 +371,7 @@ impl VolumeMachine {
     /// Applies a write that waited, or the next step of it.
     fn finish(&mut self, now: Instant, ticket: u64, edges: &[Edge], effects: &mut Vec<Effect>) {
         let Some(mut pending) = self.writes.pending.remove(&ticket) else { return };
-        let room = self.journal_has(pending.write.journal_bytes());
+        let room = self.journal_has(pending.write.journal_bytes(self.record_blocks_max()));
         if !room {
             // Others took what the journal had while this one waited for its edges: it asks anew.
             self.writes.reserved -= pending.reserved;
@@ -436,7 +441,7 @@ impl VolumeMachine {
     }
 
     fn append_contents(&mut self, now: Instant, first: u64, whole: Bytes, effects: &mut Vec<Effect>) {
-        let chunk_len = BLOCK_LEN * WRITE_BLOCKS_LEN;
+        let chunk_len = BLOCK_LEN * usize::try_from(self.record_blocks_max()).expect("a record has few blocks");
         let mut start = first;
         let mut rest = whole;
         while !rest.is_empty() {
@@ -587,7 +592,3 @@ impl VolumeMachine {
         self.wake_waiting |= bytes > 0 && self.budget.is_short();
     }
 }
-
-/// [`WRITE_BLOCKS_MAX`] for use with slices.
-const WRITE_BLOCKS_LEN: usize = 256;
-const _: () = assert!(WRITE_BLOCKS_LEN as u64 == WRITE_BLOCKS_MAX);

@@ -163,7 +163,12 @@ impl World {
         let replay = Replay::plan(outside.head, owner, disk.records.clone(), &Lost::default())?;
         let mut machine = VolumeMachine::new(Parts {
             id: VOLUME,
-            settings: Settings { flush_bytes: 64 << 10, read_ahead_bytes: 64 << 10, map_bytes: 0 },
+            settings: Settings {
+                flush_bytes: 64 << 10,
+                read_ahead_bytes: 64 << 10,
+                map_bytes: 0,
+                record_blocks_max: 256,
+            },
             size_blocks: BLOCKS,
             gate: Gate::compile(&everyone(), 1),
             map,
