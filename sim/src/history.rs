@@ -99,7 +99,7 @@ impl Op {
 /// Why an era ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// The machine lost power: everything at d1 must be there.
+    /// The machine lost power, or what it had not synced rotted: everything at d1 must be there.
     PowerLoss,
     /// The node's directory was lost and the volume recovered from clouds: everything at d2 must be there.
     Recovery,

@@ -35,6 +35,8 @@ pub enum Trouble {
     FullDisk(u64),
     /// One bit of the disk cache flips.
     CacheRot,
+    /// The process is killed, and one bit flips of what it had written to the journal and not synced.
+    RottenEnd,
     /// A cloud cannot be reached.
     CloudAway(usize),
     /// A cloud takes requests and does nothing.
@@ -110,7 +112,7 @@ pub enum Kind {
     DiskError,
     /// Slow, full and misreading disks.
     DiskTrouble,
-    /// Rot in the disk cache.
+    /// Rot in the disk cache and in the journal's unsynced end.
     Rot,
     /// Clouds that cannot be used for a while.
     CloudOutage,
@@ -168,7 +170,7 @@ fn trouble(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
             rng.weighted(&[(4, Trouble::SlowDisk(slow)), (2, Trouble::ReadErrors(ppm)), (2, Trouble::FullDisk(room))])
                 .clone()
         }
-        Kind::Rot => Trouble::CacheRot,
+        Kind::Rot => rng.weighted(&[(3, Trouble::CacheRot), (2, Trouble::RottenEnd)]).clone(),
         Kind::CloudOutage => {
             let all =
                 [(4, Trouble::CloudAway(cloud)), (2, Trouble::CloudStalls(cloud)), (1, Trouble::CloudDenies(cloud))];
@@ -191,7 +193,7 @@ fn trouble(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
 
 fn lasts(kind: Kind, rng: &Rng) -> u64 {
     match kind {
-        Kind::Process | Kind::Power | Kind::Loss | Kind::DiskError => rng.between(1, 2_000),
+        Kind::Process | Kind::Power | Kind::Rot | Kind::Loss | Kind::DiskError => rng.between(1, 2_000),
         Kind::CloudOutage => rng.between(500, 20_000),
         _ => rng.between(200, 8_000),
     }

@@ -33,6 +33,8 @@ pub enum Planted {
     IgnoredWriteError,
     /// A directory is not synced after a file was made or renamed in it.
     UnsyncedNames,
+    /// How far the journal was written is noted when it is opened, and not again.
+    UnnotedWrites,
     /// 11: the lineage stays as it was after a loss of power.
     KeptLineage,
     /// 17: a record is left out of the sequence.
@@ -54,13 +56,14 @@ pub enum Planted {
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 15] = [
+pub const ALL: [Planted; 16] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
     Planted::RetriedSync,
     Planted::IgnoredWriteError,
     Planted::UnsyncedNames,
+    Planted::UnnotedWrites,
     Planted::KeptLineage,
     Planted::SkippedRecord,
     Planted::RecordBeforeSegments,
@@ -76,8 +79,8 @@ pub const ALL: [Planted; 15] = [
 /// a few long ones.
 const GUESTS_MS_MAX: u64 = 12_000;
 
-/// Failed syncs of a world that is made for them come about this often.
-const SYNC_FAILS_EVERY_MS: u64 = 1_500;
+/// What a world is made for comes about this often in it.
+const TROUBLE_EVERY_MS: u64 = 1_500;
 
 /// The world of `seed` in which `bug` is looked for. Without the bug it must be fine: what it shows anyway is not found.
 #[must_use]
@@ -88,7 +91,11 @@ pub fn recipe(seed: u64, bug: Planted) -> Recipe {
         trouble_every_ms: drawn.trouble_every_ms.min(GUESTS_MS_MAX / 6),
         ..drawn
     };
-    let events = (bug == Planted::RetriedSync).then(|| failed_syncs(seed, options.guests_ms));
+    let events = match bug {
+        Planted::RetriedSync => Some(failed_syncs(seed, options.guests_ms)),
+        Planted::UnnotedWrites => Some(rotten_ends(options.guests_ms)),
+        _ => None,
+    };
     Recipe { options: Some(options), events, planted: Some(bug), ..Recipe::of(seed) }
 }
 
@@ -97,15 +104,21 @@ pub fn recipe(seed: u64, bug: Planted) -> Recipe {
 fn failed_syncs(seed: u64, guests_ms: u64) -> Vec<Event> {
     let rng = Rng::new(seed, "failed syncs");
     let mut events = Vec::new();
-    let mut at_ms = SYNC_FAILS_EVERY_MS;
+    let mut at_ms = TROUBLE_EVERY_MS;
     while at_ms < guests_ms {
         events.push(Event { at_ms, trouble: Trouble::FailedSync(rng.below(4)), for_ms: 0 });
         let loss = *rng.pick(&[Loss::LoseAll, Loss::Pages, Loss::Torn]);
         at_ms += rng.between(20, 400);
         events.push(Event { at_ms, trouble: Trouble::PowerLoss(loss), for_ms: rng.between(1, 500) });
-        at_ms += SYNC_FAILS_EVERY_MS;
+        at_ms += TROUBLE_EVERY_MS;
     }
     events
+}
+
+/// Rot in the unsynced end of the journal, time and again; drawn plans come to it seldom.
+fn rotten_ends(guests_ms: u64) -> Vec<Event> {
+    let times = (1..).map(|turn| turn * TROUBLE_EVERY_MS).take_while(|at_ms| *at_ms < guests_ms);
+    times.map(|at_ms| Event { at_ms, trouble: Trouble::RottenEnd, for_ms: 50 }).collect()
 }
 
 impl Planted {
@@ -119,6 +132,7 @@ impl Planted {
             | Self::RetriedSync
             | Self::IgnoredWriteError
             | Self::UnsyncedNames
+            | Self::UnnotedWrites
             | Self::KeptLineage
             | Self::ReusedNonce => {
                 let disk = disk::BuggyDisk::new(self, Rc::clone(&env.disk), Rc::clone(&env.clock));

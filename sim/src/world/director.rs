@@ -140,6 +140,19 @@ impl World {
         self.hold_guests();
         self.host().lose_power(loss);
         self.sim.count("power losses", 1);
+        self.begin_after_loss(down_ms).await;
+    }
+
+    /// The process is killed and the unsynced end of its journal rots, which may cost as much as a loss of power.
+    async fn rot_end(&self, down_ms: u64) {
+        self.hold_guests();
+        let rotten = self.host().rot_end();
+        self.sim.count("rot in the journal's end", u64::from(rotten));
+        self.begin_after_loss(down_ms).await;
+    }
+
+    /// Lets guests see what is left when what was not synced may be lost.
+    async fn begin_after_loss(&self, down_ms: u64) {
         self.note_killed();
         self.drain_guests().await;
         let cut_at = self.steps.next();
@@ -211,6 +224,7 @@ impl World {
                 faults.end_after.set(Some(*after));
             }
             Trouble::PowerLoss(loss) => self.lose_power(*loss, for_ms).await,
+            Trouble::RottenEnd => self.rot_end(for_ms).await,
             Trouble::PowerLossAtIo(after, loss) => {
                 *at_next_end = Some(*loss);
                 faults.end_after.set(Some(*after));

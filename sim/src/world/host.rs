@@ -16,6 +16,7 @@ use velum_node::{
 };
 use velum_protocol::{
     admin::{Problem, Request, Response},
+    format::journal::RECORDS_OFFSET,
     id::{ClusterId, Jseq, VolumeId},
 };
 
@@ -148,6 +149,14 @@ impl Host {
     pub fn kill(&self) {
         self.end("kill");
         self.machine.medium.image.borrow_mut().drop_nameless();
+    }
+
+    /// The process is killed, and the page cache spoils a bit of what it had not synced of its journal. `false` when there was
+    /// nothing of that.
+    pub fn rot_end(&self) -> bool {
+        self.kill();
+        let dir = self.config.dir.join("journal");
+        self.machine.medium.image.borrow_mut().rot_unsynced((&dir, "journal"), RECORDS_OFFSET, &self.rng)
     }
 
     /// The machine loses power.

@@ -206,6 +206,24 @@ impl Image {
         !files.is_empty() && self.inode_mut(*rng.pick(&files)).rot(rng)
     }
 
+    /// Flips one bit among those that were written to a file in `dir` named `*.ending`, from the byte `from` of it on, and that
+    /// no sync has brought to the medium. `false` when there is none.
+    pub fn rot_unsynced(&mut self, (dir, ending): (&Path, &str), from: u64, rng: &Rng) -> bool {
+        let is_meant =
+            |name: &Path| name.parent() == Some(dir) && name.extension().is_some_and(|found| found == ending);
+        let files = self.names.iter().filter(|(name, _)| is_meant(name)).map(|(_, inode)| *inode);
+        let places: Vec<_> = files
+            .flat_map(|inode| self.inode(inode).unsynced().filter(|at| *at >= from).map(move |at| (inode, at)))
+            .collect();
+        if places.is_empty() {
+            return false;
+        }
+        let (inode, at) = *rng.pick(&places);
+        let byte = self.read(inode, at, 1).expect("what differs is there")[0];
+        self.write(inode, at, &[byte ^ 1 << rng.below(8)]);
+        true
+    }
+
     /// All files under `dir` vanish, as if an operator had deleted them.
     pub fn remove_all(&mut self, dir: &Path) {
         self.names.retain(|name, _| !name.starts_with(dir));
@@ -307,6 +325,27 @@ mod tests {
             torn += u32::from(sectors.contains(&1) && sectors.contains(&2));
         }
         assert!(torn > 10, "{torn} of 200 crashes tore the page");
+    }
+
+    #[test]
+    fn only_what_was_not_synced_rots_at_the_end() {
+        for seed in 0..50 {
+            let (mut image, inode) = with_file();
+            let rng = Rng::new(seed, "");
+            let rot = |image: &mut Image| image.rot_unsynced((Path::new("/d"), "journal"), 100, &rng);
+            image.rename(Path::new("/d/f"), Path::new("/d/f.journal")).unwrap();
+            image.write(inode, 0, &[1; 300]);
+            let point = image.sync_point(inode);
+            image.synced(inode, point, None);
+            assert!(!rot(&mut image), "all is synced");
+            image.write(inode, 50, &[2; 60]);
+            image.write(inode, 300, &[2; 10]);
+            assert!(rot(&mut image));
+            let bytes = image.read(inode, 0, 310).unwrap();
+            let changed = bytes.iter().enumerate().filter(|(_, byte)| !matches!(byte, 1 | 2)).map(|(at, _)| at);
+            let changed: Vec<_> = changed.collect();
+            assert!(matches!(changed[..], [100..110 | 300..310]), "{changed:?}");
+        }
     }
 
     #[test]

@@ -187,6 +187,16 @@ impl Inode {
         self.current.clone_from(&self.durable);
     }
 
+    /// Places of bytes that no completed sync has brought to the medium.
+    pub(super) fn unsynced(&self) -> impl Iterator<Item = u64> + '_ {
+        self.dirty.keys().flat_map(|index| {
+            let (current, durable) = (self.current.get(index), self.durable.get(index));
+            let byte = |page: Option<&Page>, at: usize| page.map_or(0, |page| page[at]);
+            let differs = move |at: &usize| byte(current, *at) != byte(durable, *at);
+            (0..PAGE).filter(differs).map(move |at| index * PAGE as u64 + at as u64)
+        })
+    }
+
     /// Flips one bit of the medium and of the page cache; `false` when the file has no page to rot.
     pub(super) fn rot(&mut self, rng: &Rng) -> bool {
         let Some(index) = self.durable.keys().nth(rng.below(self.durable.len().max(1) as u64) as usize).copied() else {
