@@ -125,4 +125,4 @@ impl ReachFile {
 
 /// [`REACH_PLACE_BYTES`] for offsets.
 const PLACE_BYTES: u64 = 4096;
-const _: () = assert!(PLACE_BYTES as usize == REACH_PLACE_BYTES);
+const _: () = assert!(PLACE_BYTES == REACH_PLACE_BYTES as u64);
