@@ -159,7 +159,14 @@ impl Watch {
     /// A cloud is about to be emptied, or exchanged for an empty one.
     pub fn misplaced(&self, cloud: &str, exchange: bool) {
         let mut ledger = self.ledger.borrow_mut();
-        let reached = ledger.volumes().map(|volume| (volume, ledger.head(cloud, volume))).collect();
+        // What a cloud that does not know of the newest life has beyond that life's own chain is void.
+        let life = self.clouds.keys().map(|name| ledger.newest_life(name)).max();
+        let newest = |volume| {
+            let told = self.clouds.keys().filter(|name| Some(ledger.newest_life(name)) == life);
+            told.map(|name| ledger.head(name, volume)).max().unwrap_or_default()
+        };
+        let reached = |volume| (volume, ledger.head(cloud, volume).min(newest(volume)));
+        let reached = ledger.volumes().map(reached).collect();
         let before = ledger.holdings.get_mut(cloud).expect("every cloud of the world has a holding");
         let empty = before.emptied();
         let before = std::mem::replace(before, empty);
