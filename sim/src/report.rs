@@ -6,7 +6,7 @@ use crate::runtime::Run;
 
 /// Every kind of fault, as runs tally it at the moment it does something to a node. A kind that no world of a long soak had
 /// is not tested, whatever the plans say.
-pub const FAULTS: [&str; 26] = [
+pub const FAULTS: [&str; 29] = [
     "kills",
     "ends at an i/o",
     "power losses, all kept",
@@ -23,6 +23,7 @@ pub const FAULTS: [&str; 26] = [
     "slow disk",
     "disk full",
     "rot in the cache",
+    "rot in the journal's end",
     "cloud away",
     "cloud stalls",
     "cloud denies",
@@ -31,6 +32,8 @@ pub const FAULTS: [&str; 26] = [
     "cloud failure after effect",
     "cloud answer lost",
     "lies",
+    "emptied clouds",
+    "exchanged clouds",
     "cut connections",
     "stalled network",
 ];
