@@ -17,9 +17,9 @@ pub(crate) enum Cloud {
     List,
     /// Write, read back and delete a small object in each cloud
     Check,
-    /// Believe nothing to be in a cloud any more, and bring everything there again from the others: for one that was emptied,
-    /// or that lost objects. An empty place becomes the cluster's; another cluster's is refused. Until the cloud is up to
-    /// date, nothing counts as stored there
+    /// Bring everything to a cloud again, for one that was emptied or lost objects
+    ///
+    /// Until that is done nothing counts as stored there. An empty place becomes the cluster's; another's is refused.
     Resync {
         /// The cloud's name
         name: String,

@@ -80,8 +80,7 @@ pub(crate) fn run(recover: &Recover, format: Format) -> Result<(), Failure> {
             Depth::Full => Verify::Full,
         },
     };
-    let folders = resolved.clouds.iter().filter_map(clouds::folder).chain([dir.clone()]);
-    let missing: Vec<PathBuf> = folders.flat_map(|folder| files::missing_folders(&folder)).collect();
+    let missing = files::missing_folders(&dir);
     let report = bring_back(&dir, &config, &resolved, &plan).inspect_err(|_| files::remove_empty(&missing))?;
     output::print(format, &report);
     output::say(&format!("serve it with `velum up --dir {}`", recover.dir.display()));

@@ -156,7 +156,7 @@ fn what_is_asked_wrongly_is_refused_in_words_and_changes_nothing() {
                 &["--keyfile", &key],
             ),
             1,
-            &["of cloud b, it is empty", "of cloud c, it is empty"],
+            &["cloud b cannot be opened", "correct its URL"],
         ),
         (
             "a keyfile where there is a passphrase",
@@ -165,7 +165,7 @@ fn what_is_asked_wrongly_is_refused_in_words_and_changes_nothing() {
             &["no cloud holds a cluster that this key opens"],
         ),
         ("another passphrase", asked(&worded, &["--passphrase", "env:OTHERS"]), 1, &["no cloud holds a cluster"]),
-        ("a directory in use", asked(&all, &["--keyfile", &key, "--dir", &full]), 2, &["is not empty", "new or empty"]),
+        ("a directory in use", asked(&all, &["--keyfile", &key, "--dir", &full]), 1, &["is not empty", "new or empty"]),
     ];
     // The nodes' own files are not in a recovery's reach, and large.
     let clouds = ["own/clouds", "other/clouds", "worded/clouds", "full"].map(at);

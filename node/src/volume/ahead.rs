@@ -9,8 +9,9 @@ use std::ops::Range;
 use velum_protocol::id::{BLOCK_BYTES, BlockIndex, SessionId};
 
 use super::{
+    blocks::Blocks,
     buffer::Piece,
-    machine::{Blocks, Effect, VolumeMachine},
+    machine::{Effect, VolumeMachine},
 };
 use crate::{audit::ByteRange, cache::BlockLocation, extent::PageNeeded};
 

@@ -20,8 +20,9 @@ use velum_protocol::{
 };
 
 use super::{
+    blocks::Blocks,
     buffer::Piece,
-    machine::{Blocks, Effect, FetchFailure, Fetched, VolumeMachine},
+    machine::{Effect, FetchFailure, Fetched, VolumeMachine},
     messages::{Moved, Origin, Outcome, Refusal},
     write::ZEROS,
 };

@@ -5,6 +5,7 @@
 //! after a crash.
 
 mod ahead;
+mod blocks;
 pub mod budget;
 pub mod buffer;
 mod flush;

@@ -10,9 +10,10 @@ use velum_protocol::{
 };
 
 use super::{
+    blocks::Blocks,
     buffer::Piece,
     gather::{Gathered, Purpose},
-    machine::{Blocks, Effect, VolumeMachine},
+    machine::{Effect, VolumeMachine},
     messages::{Origin, Outcome, StatusExtent},
 };
 use crate::{audit::ByteRange, env::Instant, extent::PageNeeded};

@@ -17,7 +17,8 @@ use velum_protocol::{
 };
 
 use super::{
-    machine::{Blocks, VolumeMachine},
+    blocks::Blocks,
+    machine::VolumeMachine,
     sealing::{self, Owner, RecordOpenError},
 };
 use crate::{env::Instant, keyring::KeySet};

@@ -21,8 +21,9 @@ use velum_protocol::{
 };
 
 use super::{
+    blocks::Blocks,
     buffer::RUN_BYTES,
-    machine::{Blocks, Effect, Record, VolumeMachine},
+    machine::{Effect, Record, VolumeMachine},
     messages::{Origin, Refusal},
 };
 use crate::{audit::ByteRange, env::Instant};

@@ -84,7 +84,7 @@ fn a_directory_may_be_moved_with_all_that_is_in_it() {
     bench.velum(&["volume", "flush", "demo", "--admin", &node.admin]).expect(0, &[]);
     let listed = bench.velum(&["cloud", "list", "--output", "json", "--admin", &node.admin]).expect(0, &[]).json();
     for cloud in listed.as_array().unwrap() {
-        assert_eq!(cloud["up"], true);
+        assert_eq!(cloud["state"], "up");
         assert!(cloud["url"].as_str().unwrap().contains("/elsewhere/moved/clouds/"), "{cloud}");
     }
     assert!(!bench.path("data").exists(), "nothing is made where it was");
