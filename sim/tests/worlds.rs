@@ -26,7 +26,7 @@ fn a_few_seeds_keep_every_promise() {
 
 #[test]
 fn the_same_seed_makes_the_same_world() {
-    for seed in [11, 12] {
+    for seed in [11, 13] {
         let (first, second) = (short(seed), short(seed));
         assert!(first.events > 1_000, "seed {seed} made {} events only", first.events);
         assert_eq!((first.hash, first.events), (second.hash, second.events), "seed {seed}");
