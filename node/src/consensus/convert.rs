@@ -5,7 +5,7 @@ use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType
 use velum_protocol::{
     format::raft as format,
     id::{Hash, NodeId},
-    peer::raft::{self as peer, MessageKind},
+    peer::agreement::{self as peer, MessageKind},
 };
 
 use super::conf_change;

@@ -12,6 +12,7 @@ mod judge;
 mod members;
 mod proposals;
 mod reads;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -23,7 +24,7 @@ use raft::{
 use velum_protocol::{
     format::raft as format,
     id::NodeId,
-    peer::{Frame, raft as peer},
+    peer::{Frame, agreement as peer},
 };
 
 use super::{Change, ProposeError, RaftStatus, convert, log::Log};
@@ -31,6 +32,7 @@ use crate::{actor, env::Instant, journal::Position};
 use install::Install;
 use proposals::{Forwarded, Proposal};
 use reads::Reads;
+use snapshots::{Pending, RETRY_ENTRIES};
 
 /// Ticks without a leader before an election at the earliest; twice that at the latest. A tick is 50 ms.
 const ELECTION_TICKS: usize = 20;
@@ -52,16 +54,6 @@ const OVERHEAD_BYTES: u64 = 256;
 
 /// Bytes of committed entries handed out at once.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
-
-/// Entries in the log that call for a snapshot.
-pub(super) const LOG_ENTRIES_MAX: usize = 4096;
-
-/// Bytes in the journal that call for a snapshot. Less in a small journal; more when the last snapshot was larger, so that
-/// snapshots cost less than the log they replace.
-const LOG_BYTES_MAX: u64 = 16 << 20;
-
-/// Entries to wait for after a snapshot could not be written.
-const RETRY_ENTRIES: u64 = 256;
 
 /// What the machine is told.
 #[derive(Debug)]
@@ -153,13 +145,6 @@ struct Unsynced {
     record: u64,
     /// Promises to peers, to be sent when it is durable.
     messages: Vec<Message>,
-}
-
-/// A snapshot that is being written.
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    index: u64,
-    from_record: u64,
 }
 
 /// What a machine starts from.
@@ -436,63 +421,6 @@ impl Machine {
         }
         self.raft.advance_apply_to(self.applied);
         self.maybe_snapshot(effects);
-    }
-
-    /// Asks for a snapshot when the log is long, and at the very first start: from then on a journal without raft records is
-    /// known to be a lost one.
-    fn maybe_snapshot(&mut self, effects: &mut Vec<Effect>) {
-        let bytes_max = LOG_BYTES_MAX.max(self.snapshot_bytes).min(self.journal.bytes_max / 8);
-        let is_long = self.raft.store().entries_behind() >= LOG_ENTRIES_MAX || self.records_bytes >= bytes_max;
-        let is_first = self.first_start && self.caught_up_at.is_none();
-        let is_busy = self.pending.is_some() || self.install.is_some();
-        if is_busy || !(is_long || is_first) || self.applied < self.retry_after {
-            return;
-        }
-        let index = self.applied;
-        let Some(term) = self.raft.store().term_at(index).filter(|_| index > self.raft.store().snapshot_index()) else {
-            return;
-        };
-        // Replay begins with the first record that holds an entry behind the snapshot; one durable record always stays, so
-        // that an empty stream can only be a lost one.
-        let needed = self.records.iter().find(|kept| kept.last > index).map_or(self.record_last, |kept| kept.at.number);
-        let from_record = needed.min(self.record_synced);
-        if from_record == 0 {
-            return;
-        }
-        self.pending = Some(Pending { index, from_record });
-        let store = self.raft.store();
-        // What is known to be committed beyond the snapshot may not be durable here yet.
-        let hard_state = format::HardState { commit: index, ..convert::hard_state(store.hard_state()) };
-        let snapshot = Box::new(format::Snapshot {
-            hard_state,
-            from_record,
-            membership: convert::membership(store.members()),
-            state: Bytes::new(),
-        });
-        effects.push(Effect::Snapshot { index, term, snapshot });
-    }
-
-    fn snapshotted(&mut self, index: u64, bytes: u64, effects: &mut Vec<Effect>) {
-        let Some(pending) = self.pending.take().filter(|pending| pending.index == index) else { return };
-        self.first_start = false;
-        self.snapshot_bytes = bytes;
-        // The leader's snapshot may have come meanwhile.
-        if index > self.raft.store().snapshot_index() {
-            self.raft.mut_store().compact(index);
-        }
-        self.trim(pending.from_record, effects);
-    }
-
-    /// Lets the journal drop the records before `from_record`.
-    fn trim(&mut self, from_record: u64, effects: &mut Vec<Effect>) {
-        let mut through = None;
-        while let Some(kept) = self.records.pop_front_if(|kept| kept.at.number < from_record) {
-            self.records_bytes -= kept.bytes;
-            through = Some(kept.at);
-        }
-        if let Some(through) = through {
-            effects.push(Effect::Trim { through });
-        }
     }
 
     /// Sends what raft says. A snapshot is of the state machine as it is when it is sent.

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use velum_protocol::{
     format::raft::{HardState as StoredHardState, Membership, Record, Snapshot},
     id::{ClusterId, NodeId},
-    peer::{Frame, raft as peer},
+    peer::{Frame, agreement as peer},
     version::LeadError,
 };
 

@@ -16,7 +16,7 @@ use velum_protocol::{
         raft::{Membership, Snapshot},
     },
     id::{Hash, NodeId},
-    peer::raft as peer,
+    peer::agreement as peer,
     version::RAFT_RECORD,
 };
 

@@ -1,20 +1,20 @@
 //! What nodes say to each other: frames with a header, and what they carry. Drawn in `docs/format.md`.
 //!
 //! The bytes come from an authenticated peer and are judged all the same: a header says how long the body is before
-//! anything is allocated for it, and decoding is total. Raft's own protobuf never travels; see [`raft`].
+//! anything is allocated for it, and decoding is total. Raft's own protobuf never travels; see [`agreement`].
 
+pub mod agreement;
 mod hello;
 mod proposal;
-pub mod raft;
 
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 
+pub use agreement::Piece;
 pub use hello::{ADDRESS_BYTES_MAX, Beat, Hello};
 pub use proposal::{Placed, Placement, Propose};
-pub use raft::Piece;
 
 use crate::{
     checksum::crc32c,
@@ -124,7 +124,7 @@ pub enum Frame {
     /// See [`Kind::Beat`].
     Beat(Beat),
     /// See [`Kind::Raft`].
-    Raft(Box<raft::Message>),
+    Raft(Box<agreement::Message>),
     /// See [`Kind::Piece`].
     Piece(Piece),
     /// See [`Kind::Propose`].
@@ -178,7 +178,7 @@ impl Frame {
         let frame = match kind {
             Kind::Hello => Self::Hello(Hello::read(&mut fields)?),
             Kind::Beat => Self::Beat(Beat::read(&mut fields)?),
-            Kind::Raft => Self::Raft(Box::new(raft::Message::read(body, &mut fields)?)),
+            Kind::Raft => Self::Raft(Box::new(agreement::Message::read(body, &mut fields)?)),
             Kind::Piece => Self::Piece(Piece::read(body, &mut fields)?),
             Kind::Propose => Self::Propose(Propose::read(body, &mut fields)?),
             Kind::Placed => Self::Placed(Placed::read(&mut fields)?),

@@ -5,10 +5,8 @@ use bytes::Bytes;
 
 use super::share;
 use crate::{
-    format::{
-        raft::ENTRY_BYTES_MAX,
-        reader::{ReadError, Reader},
-    },
+    format::raft::ENTRY_BYTES_MAX,
+    format::reader::{ReadError, Reader},
     id::NodeId,
 };
 

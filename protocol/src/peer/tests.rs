@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    raft::{Message, MessageKind, SnapshotHead},
+    agreement::{Message, MessageKind, SnapshotHead},
     *,
 };
 use crate::{

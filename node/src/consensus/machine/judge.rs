@@ -9,7 +9,7 @@ use velum_protocol::{
     id::NodeId,
     peer::{
         Frame,
-        raft::{Message, MessageKind},
+        agreement::{Message, MessageKind},
     },
 };
 

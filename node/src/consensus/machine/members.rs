@@ -59,6 +59,9 @@ impl Machine {
                 return Err(ProposeError::NotPossible("the node has no vote"));
             }
             Change::Demote(node) => step(Transition::Implicit, MemberChange::Learner, node),
+            Change::Remove(node) if node.0 == raft.id => {
+                return Err(ProposeError::NotPossible("the leader stays a member; transfer leadership first"));
+            }
             Change::Remove(node) if !members.learners.contains(&node.0) => {
                 return Err(ProposeError::NotPossible("only a learner is removed; take its vote first"));
             }
@@ -91,9 +94,18 @@ impl Machine {
                 self.removed.extend(before.voters.iter().chain(&before.learners).copied().filter(left));
                 effects.push(Effect::Members(convert::membership(&members)));
                 self.raft.mut_store().set_members(members);
+                self.step_down_without_a_vote();
             }
             // The leader checks what it proposes; every member would come here alike.
             Err(_) => self.halt("the log changes the membership in a way that cannot be", effects),
+        }
+    }
+
+    /// A leader whose vote was taken leads no more: raft-rs would let it go on, and panics once it is no member.
+    fn step_down_without_a_vote(&mut self) {
+        let raft = &mut self.raft.raft;
+        if raft.state == StateRole::Leader && !raft.prs().conf().voters().contains(raft.id) {
+            raft.become_follower(raft.term, 0);
         }
     }
 

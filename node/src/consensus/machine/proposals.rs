@@ -87,7 +87,7 @@ impl Machine {
     pub(super) fn keep(&mut self, index: u64, proposal: Proposal) {
         self.proposed_bytes += proposal.bytes;
         let before = self.proposals.insert(index, proposal);
-        assert!(before.is_none(), "a place is given once in a term, and again only when its entry was superseded");
+        assert!(before.is_none(), "a place is cleared before it is given again");
     }
 
     /// A peer wants an entry proposed.
@@ -116,7 +116,8 @@ impl Machine {
                     // Applied before its place was known: the answer went by.
                     ProposeError::Lost
                 } else if standing.is_some_and(|standing| standing >= term) {
-                    ProposeError::Superseded
+                    // A later leader has given the place away.
+                    ProposeError::Lost
                 } else {
                     self.clear_place(index, effects);
                     return self.keep(index, Proposal { term, ticket: Some(ticket), bytes: 0 });
@@ -128,11 +129,12 @@ impl Machine {
         effects.push(Effect::Refuse { ticket, error });
     }
 
-    /// A leader of a later term gives the place to another entry: what stood there will never be agreed.
+    /// A leader of a later term gives the place to another entry. What stood there may still be agreed, should that leader be
+    /// followed by one that has it: nobody can say.
     pub(super) fn clear_place(&mut self, index: u64, effects: &mut Vec<Effect>) {
         if let Some(Proposal { ticket, bytes, .. }) = self.proposals.remove(&index) {
             self.proposed_bytes -= bytes;
-            effects.extend(ticket.map(|ticket| Effect::Refuse { ticket, error: ProposeError::Superseded }));
+            effects.extend(ticket.map(|ticket| Effect::Refuse { ticket, error: ProposeError::Lost }));
         }
     }
 

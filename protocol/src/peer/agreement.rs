@@ -8,10 +8,8 @@ use bytes::Bytes;
 
 use super::{share, zeros};
 use crate::{
-    format::{
-        raft::{ENTRY_BYTES_MAX, Entry, EntryKind, Membership, SNAPSHOT_BYTES_MAX},
-        reader::{ReadError, Reader},
-    },
+    format::raft::{ENTRY_BYTES_MAX, Entry, EntryKind, Membership, SNAPSHOT_BYTES_MAX},
+    format::reader::{ReadError, Reader},
     id::{Hash, NodeId},
 };
 
