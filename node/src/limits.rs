@@ -65,9 +65,11 @@ pub const PEER_HANDSHAKES_MAX: usize = 32;
 /// Bytes of frames for one peer that wait to be sent. Past that a frame is dropped and counted: raft says again what matters.
 pub const PEER_QUEUE_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes of frames that a peer has not said to have taken; past that nothing more is sent to it, and one that sends more is cut
-/// off.
+/// Bytes of frames that a peer has not said to have taken; past that nothing more is sent to it.
 pub const PEER_CREDIT_BYTES: u64 = 16 << 20;
+
+/// The longest state of a raft snapshot that is taken from a peer.
+pub const PEER_SNAPSHOT_BYTES_MAX: u64 = 128 << 20;
 
 /// Nodes that a node has links to.
 pub const PEERS_MAX: usize = 64;

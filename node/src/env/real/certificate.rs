@@ -100,9 +100,9 @@ fn certificate(
         &tlv(0xa0, &tlv(0x02, &[2])),
         &serial,
         &algorithm,
-        &common_name(issuer),
+        &named(issuer),
         &sequence(&[&tlv(0x17, from), &tlv(0x18, until)]),
-        &common_name(subject),
+        &named(subject),
         &sequence(&[&algorithm, &bits(public)]),
         &tlv(0xa3, &sequence(&[extension])),
     ]);
@@ -110,7 +110,7 @@ fn certificate(
     sequence(&[&body, &algorithm, &bits(signature.as_ref())])
 }
 
-fn common_name(name: &str) -> Vec<u8> {
+fn named(name: &str) -> Vec<u8> {
     sequence(&[&tlv(0x31, &sequence(&[COMMON_NAME, &tlv(0x0c, name.as_bytes())]))])
 }
 
