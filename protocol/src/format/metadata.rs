@@ -173,4 +173,10 @@ pub enum Command {
     ForgetRange { volume: VolumeId, first: ObjectNumber },
     /// Acked writes of the volume may have been lost: its lineage changes. Refused unless the epoch is the owner's.
     ChangeLineage { volume: VolumeId, epoch: Epoch },
+    /// A node may join, found at `address`. Refused when its number was ever used.
+    AdmitNode { node: NodeId, address: String },
+    /// A node is found elsewhere.
+    MoveNode { node: NodeId, address: String },
+    /// A node is not listened to any more, for ever; its number stays used.
+    RetireNode { node: NodeId },
 }
