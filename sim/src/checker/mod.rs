@@ -9,6 +9,8 @@ pub mod cry2;
 pub(crate) mod example;
 pub(crate) mod linear;
 pub mod liv1;
+pub mod own7;
+pub mod own8;
 pub(crate) mod prefix;
 pub mod seq1;
 pub mod seq2;
