@@ -1,6 +1,6 @@
 //! The Velum host node: server, cache, cloud array application and consensus, as a library.
 //!
-//! Layers, imports strictly downwards: `node` > `server` > `volume`, `array`, `consensus` > `cache`, `journal`, `cloud`,
+//! Layers, imports strictly downwards: `node` > `server` > `volume`, `array`, `consensus`, `peer` > `cache`, `journal`, `cloud`,
 //! `metadata` > `keyring`, `extent`, `config` > `actor`, `env`, `limits`, `metrics`. Siblings meet through messages.
 
 pub mod actor;
@@ -18,5 +18,6 @@ pub mod limits;
 pub mod metadata;
 pub mod metrics;
 pub mod node;
+pub mod peer;
 pub mod server;
 pub mod volume;

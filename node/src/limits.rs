@@ -58,3 +58,18 @@ pub const ADMIN_BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Repeatable admin requests whose first outcome is remembered.
 pub const ADMIN_REPLAYS_MAX: usize = 256;
+
+/// Peers' connections whose handshake is under way; further ones wait to be accepted.
+pub const PEER_HANDSHAKES_MAX: usize = 32;
+
+/// Bytes of frames for one peer that wait to be sent. Past that a frame is dropped and counted: raft says again what matters.
+pub const PEER_QUEUE_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of frames that a peer has not said to have taken; past that nothing more is sent to it.
+pub const PEER_CREDIT_BYTES: u64 = 16 << 20;
+
+/// The longest state of a raft snapshot that is taken from a peer.
+pub const PEER_SNAPSHOT_BYTES_MAX: u64 = 128 << 20;
+
+/// Nodes that a node has links to.
+pub const PEERS_MAX: usize = 64;

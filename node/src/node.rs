@@ -12,6 +12,7 @@ mod exports;
 mod files;
 mod frames;
 mod gauges;
+pub mod group;
 mod layout;
 mod opening;
 mod records;

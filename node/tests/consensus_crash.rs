@@ -58,6 +58,10 @@ impl Applier for List {
         out.into()
     }
 
+    fn check(&self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        Self::default().restore(snapshot)
+    }
+
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
         let (index, mut rest) = snapshot.split_first_chunk::<8>().ok_or_else(|| RestoreError("short".into()))?;
         self.last_index = u64::from_le_bytes(*index);

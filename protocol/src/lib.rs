@@ -10,4 +10,5 @@ pub mod codec;
 pub mod format;
 pub mod id;
 pub mod nbd;
+pub mod peer;
 pub mod version;

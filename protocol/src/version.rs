@@ -53,6 +53,8 @@ pub const RAFT_SNAPSHOT: Format = Format { magic: *b"VLrs", version: 1 };
 pub const BOOT_FILE: Format = Format { magic: *b"VLbt", version: 1 };
 /// Disk cache file.
 pub const CACHE_FILE: Format = Format { magic: *b"VLdc", version: 1 };
+/// A frame between nodes.
+pub const PEER_FRAME: Format = Format { magic: *b"VLpr", version: 1 };
 
 /// Why a lead is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,6 +148,7 @@ mod tests {
             RAFT_SNAPSHOT,
             BOOT_FILE,
             CACHE_FILE,
+            PEER_FRAME,
         ]
         .map(|format| format.magic);
         magics.sort_unstable();

@@ -17,6 +17,7 @@
 pub mod checker;
 pub mod conformance;
 pub mod env;
+pub mod group;
 pub mod guest;
 pub mod history;
 pub mod ledger;

@@ -12,6 +12,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use velum_sim::{
+    group,
     minimise::minimise,
     plan::Options,
     planted::{self, Planted},
@@ -61,6 +62,21 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         minutes: u64,
     },
+    /// Run groups of raft members, one seed after another.
+    Groups {
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        seed_from: u64,
+        /// How many.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// Print every event.
+        #[arg(long)]
+        trace: bool,
+        /// Plant a bug.
+        #[arg(long)]
+        planted: Option<Planted>,
+    },
     /// Find every planted bug.
     Planted {
         /// Wall time to spend on one bug at most.
@@ -107,6 +123,7 @@ fn main() -> ExitCode {
         Command::Soak(soak) => soak.run(),
         Command::Twice { seed } => twice(seed),
         Command::Minimise { seed, minutes } => make_smaller(seed, minutes),
+        Command::Groups { seed_from, seeds, trace, planted } => groups(seed_from, seeds, trace, planted),
         Command::Planted { minutes, minutes_total, jobs, bug } => find_planted(minutes, minutes_total, jobs, bug),
     }
 }
@@ -243,6 +260,22 @@ fn make_smaller(seed: u64, minutes: u64) -> ExitCode {
     say(&format!("{:#?}", smallest.recipe));
     say(&format!("after {} worlds: {}", smallest.tried, smallest.failure));
     ExitCode::FAILURE
+}
+
+fn groups(seed_from: u64, seeds: u64, trace: bool, planted: Option<Planted>) -> ExitCode {
+    let mut total = Summary::default();
+    let began = now();
+    for seed in seed_from..seed_from.saturating_add(seeds) {
+        let recipe = group::Recipe { planted, ..group::Recipe::of(seed) };
+        let run = recipe.run(move || printer(trace));
+        for failure in &run.failures {
+            say(&format!("seed {seed}: {failure}"));
+        }
+        total.add(seed, run);
+    }
+    total.wall = began.elapsed_now();
+    say(&total.to_string());
+    exit(total.failed.is_empty())
 }
 
 /// Looks for the planted bugs, several at once, and prints a line of the table for each as soon as it is found.

@@ -67,6 +67,12 @@ async fn tcp_conforms() {
 }
 
 #[tokio::test]
+async fn peers_conform() {
+    let suite = async { network::run_peers(&env(), &Address::Tcp("127.0.0.1:0".into()), &connect).await };
+    tokio::task::LocalSet::new().run_until(suite).await;
+}
+
+#[tokio::test]
 async fn unix_sockets_conform() {
     let dir = tempfile::tempdir().unwrap();
     network::run(&env(), &Address::Unix(dir.path().join("socket")), &connect).await;

@@ -81,6 +81,19 @@ fn unix_sockets_conform() {
 }
 
 #[test]
+fn peers_conform() {
+    on_machine(|env, wires, node| {
+        Box::pin(async move {
+            let connect = move |address: Address| -> Local<std::io::Result<Box<dyn Stream>>> {
+                let connected = wires.connect(&node, &address);
+                Box::pin(async move { connected.map(|end| -> Box<dyn Stream> { Box::new(end) }) })
+            };
+            network::run_peers(&env, &Address::Tcp("127.0.0.1:0".to_owned()), &connect).await;
+        })
+    });
+}
+
+#[test]
 fn clouds_conform() {
     on_machine(|env, _, _| {
         Box::pin(async move {

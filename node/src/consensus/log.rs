@@ -2,16 +2,29 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use raft::{
     Error, GetEntriesContext, RaftState, StorageError,
     eraftpb::{ConfState, Entry, HardState, Snapshot},
 };
 
-/// Entries behind the last snapshot.
+use super::convert;
+
+/// Entries kept before the snapshot: a member that lags less needs no snapshot.
+const TAIL_ENTRIES_MAX: usize = 1024;
+
+/// Bytes of those.
+const TAIL_BYTES_MAX: usize = 4 << 20;
+
+/// Entries in memory: those behind the last snapshot, and a tail before it for members that lag a little.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// Index and term of the last entry that the snapshot covers.
+    /// Index and term of the entry before the first one here; the snapshot covers it.
     base: (u64, u64),
+    /// Index of the last entry that the snapshot covers.
+    snapshot: u64,
+    /// Index up to which the state machine, and `members`, are.
+    settled: u64,
     members: ConfState,
     hard_state: HardState,
     entries: VecDeque<Entry>,
@@ -20,7 +33,12 @@ pub(super) struct Log {
 impl Log {
     /// A log that begins behind a snapshot.
     pub(super) fn new(base: (u64, u64), members: ConfState, hard_state: HardState) -> Self {
-        Self { base, members, hard_state, entries: VecDeque::new() }
+        Self { base, snapshot: base.0, settled: base.0, members, hard_state, entries: VecDeque::new() }
+    }
+
+    /// Puts a snapshot in place of everything.
+    pub(super) fn restore(&mut self, base: (u64, u64), members: ConfState) {
+        *self = Self::new(base, members, self.hard_state.clone());
     }
 
     /// Index of the last entry.
@@ -29,13 +47,29 @@ impl Log {
     }
 
     /// Index of the last entry that the snapshot covers.
-    pub(super) fn base(&self) -> u64 {
-        self.base.0
+    pub(super) fn snapshot_index(&self) -> u64 {
+        self.snapshot
     }
 
-    /// How many entries there are.
-    pub(super) fn entries(&self) -> usize {
-        self.entries.len()
+    /// How many entries there are behind the snapshot.
+    pub(super) fn entries_behind(&self) -> usize {
+        usize::try_from(self.last() - self.snapshot).expect("a log in memory fits memory")
+    }
+
+    /// The state machine has come to `index`.
+    pub(super) fn settle(&mut self, index: u64) {
+        self.settled = index;
+    }
+
+    /// The group as the entry before the settled one left it.
+    pub(super) fn set_members(&mut self, members: ConfState) {
+        self.members = members;
+    }
+
+    /// What a snapshot of the state machine as it is now says of itself.
+    pub(super) fn settled(&self) -> (u64, u64, ConfState) {
+        let term = self.term_at(self.settled).expect("what is settled is in the log or is its base");
+        (self.settled, term, self.members.clone())
     }
 
     /// The hard state to start from or last set.
@@ -67,13 +101,24 @@ impl Log {
         true
     }
 
-    /// Drops the entries up to `index`, which a snapshot covers now.
+    /// A snapshot covers the entries up to `index` now. All of them but a tail are dropped, and without others in the group
+    /// the tail too.
     pub(super) fn compact(&mut self, index: u64) {
-        assert!(index >= self.base.0 && index <= self.last(), "snapshots move forward, inside the log");
-        let term = self.term_at(index).expect("the entry is in the log");
-        let count = usize::try_from(index - self.base.0).expect("a log in memory fits memory");
+        assert!(index >= self.snapshot && index <= self.last(), "snapshots move forward, inside the log");
+        self.snapshot = index;
+        let covered = usize::try_from(index - self.base.0).expect("a log in memory fits memory");
+        let has_others = self.members.voters.len() + self.members.learners.len() > 1;
+        let mut bytes = 0;
+        let tail = self.entries.range(..covered).rev().take(if has_others { TAIL_ENTRIES_MAX } else { 0 });
+        let tail = tail.take_while(|entry| {
+            bytes += entry.data.len();
+            bytes <= TAIL_BYTES_MAX
+        });
+        let count = covered - tail.count();
+        let first_left = index - u64::try_from(covered - count).expect("a log in memory fits 64 bits");
+        let term = self.term_at(first_left).expect("the entry is in the log");
         self.entries.drain(..count);
-        self.base = (index, term);
+        self.base = (first_left, term);
     }
 
     /// The term of an entry, or of the snapshot's last one.
@@ -125,7 +170,11 @@ impl raft::Storage for Log {
     }
 
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Peers get snapshots on a channel of their own once there are peers; raft-rs asks again until then.
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+        let (index, term, members) = self.settled();
+        if index == 0 {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        // The state is put in by whoever sends it.
+        Ok(convert::snapshot(index, term, members, Bytes::new()))
     }
 }

@@ -2,22 +2,37 @@
 //!
 //! The order that everything rests on: entries, votes and the term are appended to the journal; messages that promise them
 //! leave only after the sync that covers them; committed entries are applied after that. A sync that is under way covers
-//! what was appended before it began; the next one covers all that came meanwhile.
+//! what was appended before it began; the next one covers all that came meanwhile. A snapshot from the leader is in place
+//! on disk before anything of it is believed; until then this member hears and says nothing.
 //!
-//! It does not know what a command means, nor what a disk is.
+//! It does not know what a command means, nor what a disk is, nor how frames travel.
 
-use std::collections::{BTreeMap, VecDeque};
+mod install;
+mod judge;
+mod members;
+mod proposals;
+mod reads;
+mod snapshots;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use raft::{
-    Config, RawNode, StateRole,
-    eraftpb::{Entry, EntryType, HardState, Message, MessageType},
-    raw_node::is_local_msg,
+    Config, RawNode, SnapshotStatus, StateRole,
+    eraftpb::{Entry, EntryType, HardState, Message},
 };
-use velum_protocol::format::raft as format;
+use velum_protocol::{
+    format::raft as format,
+    id::NodeId,
+    peer::{Frame, agreement as peer},
+};
 
-use super::{PeerMessage, ProposeError, RaftStatus, convert, log::Log};
+use super::{Change, ProposeError, RaftStatus, convert, log::Log};
 use crate::{actor, env::Instant, journal::Position};
+use install::Install;
+use proposals::{Forwarded, Proposal};
+use reads::Reads;
+use snapshots::{Pending, RETRY_ENTRIES};
 
 /// Ticks without a leader before an election at the earliest; twice that at the latest. A tick is 50 ms.
 const ELECTION_TICKS: usize = 20;
@@ -40,16 +55,6 @@ const OVERHEAD_BYTES: u64 = 256;
 /// Bytes of committed entries handed out at once.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 
-/// Entries in the log that call for a snapshot.
-pub(super) const LOG_ENTRIES_MAX: usize = 4096;
-
-/// Bytes in the journal that call for a snapshot. Less in a small journal; more when the last snapshot was larger, so that
-/// snapshots cost less than the log they replace.
-const LOG_BYTES_MAX: u64 = 16 << 20;
-
-/// Entries to wait for after a snapshot could not be written.
-const RETRY_ENTRIES: u64 = 256;
-
 /// What the machine is told.
 #[derive(Debug)]
 pub(super) enum Input {
@@ -57,10 +62,20 @@ pub(super) enum Input {
     Begin,
     /// 50 ms went by.
     Tick,
-    /// A peer says something.
-    Receive(Box<Message>),
+    /// A peer says something. With a snapshot comes its state.
+    Receive { from: NodeId, frame: Frame, state: Bytes },
+    /// What was sent to a peer may be lost.
+    Unreachable(NodeId),
+    /// A snapshot was sent, or could not be.
+    SnapshotSent { to: NodeId, whole: bool },
     /// Somebody wants an entry agreed.
     Propose { ticket: u64, entry: Bytes },
+    /// Somebody wants to read what is agreed by now.
+    Read { ticket: u64 },
+    /// Somebody wants another membership.
+    Change { ticket: u64, change: Change },
+    /// Somebody wants another leader.
+    Transfer { ticket: u64, to: NodeId },
     /// Records up to this number are durable.
     Synced { through: u64 },
     /// The journal cannot be trusted any more.
@@ -69,6 +84,10 @@ pub(super) enum Input {
     Snapshotted { index: u64, bytes: u64 },
     /// A snapshot could not be written; the one before stands.
     SnapshotFailed,
+    /// The leader's snapshot is in place.
+    Installed { bytes: u64 },
+    /// The leader's snapshot could not be put in place.
+    InstallFailed,
 }
 
 /// What the shell is to do.
@@ -79,19 +98,29 @@ pub(super) enum Effect {
     /// Sync the journal; then [`Input::Synced`] with this number.
     Sync { through: u64 },
     /// Send to a peer; may be lost.
-    Send(PeerMessage),
+    Send { to: NodeId, frame: Frame },
+    /// Send the state machine as it is now to a peer, behind this head; then [`Input::SnapshotSent`].
+    SendSnapshot { to: NodeId, head: Box<peer::Message> },
     /// Apply a committed entry, and answer the proposer if it is ours.
     Apply { index: u64, entry: Bytes, ticket: Option<u64> },
+    /// What was asked for is done.
+    Answer { ticket: u64 },
     /// Tell a proposer that its entry will not be applied by this proposal, or that nobody can say.
     Refuse { ticket: u64, error: ProposeError },
     /// Store the state machine as it is now; then [`Input::Snapshotted`].
     Snapshot { index: u64, term: u64, snapshot: Box<format::Snapshot> },
+    /// Store the leader's snapshot in place of the own; then [`Input::Installed`].
+    Install { index: u64, term: u64, snapshot: Box<format::Snapshot> },
+    /// Let the state machine take on a snapshot that is in place.
+    Restore { state: Bytes },
     /// The journal's records of raft up to here are not needed any more.
     Trim { through: Position },
     /// Call again in a tick.
     ArmTick,
     /// Everything committed before this life began has been applied.
     CaughtUp,
+    /// The group is another one.
+    Members(format::Membership),
     /// The state of affairs has changed.
     Report(RaftStatus),
     /// Nothing goes on: the reason is in the status.
@@ -108,17 +137,6 @@ struct Kept {
     bytes: u64,
 }
 
-/// A proposal of this node.
-#[derive(Clone, Copy, Debug)]
-struct Proposal {
-    /// The term it was proposed in.
-    term: u64,
-    /// Whom to answer.
-    ticket: u64,
-    /// Bytes it takes, roughly.
-    bytes: u64,
-}
-
 /// A batch of raft's that waits for a sync.
 #[derive(Debug)]
 struct Unsynced {
@@ -129,16 +147,11 @@ struct Unsynced {
     messages: Vec<Message>,
 }
 
-/// A snapshot that is being written.
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    index: u64,
-    from_record: u64,
-}
-
 /// What a machine starts from.
 pub(super) struct Start {
     pub(super) node: u64,
+    /// A number that no life of this node had before.
+    pub(super) nonce: u64,
     /// The log with the hard state merged from snapshot and records.
     pub(super) log: Log,
     /// The index the state machine stands at.
@@ -170,9 +183,17 @@ pub(super) struct Machine {
     unsynced: VecDeque<Unsynced>,
     wants_sync: bool,
     syncing: bool,
-    /// Proposals of this node by index.
+    /// Proposals by the index of their entry.
     proposals: BTreeMap<u64, Proposal>,
     proposed_bytes: u64,
+    /// Proposals of this node that the leader has and has not placed yet.
+    forwarded: BTreeMap<u64, Forwarded>,
+    reads: Reads,
+    /// Members that were removed in this life.
+    removed: BTreeSet<u64>,
+    /// The leader's snapshot, on its way to the disk.
+    install: Option<Install>,
+    refused_messages: u64,
     applied: u64,
     /// Applied this far, everything from before this life is.
     caught_up_at: Option<u64>,
@@ -188,7 +209,7 @@ pub(super) struct Machine {
 impl Machine {
     /// A raft node as it was left.
     pub(super) fn new(start: Start) -> Result<Self, raft::Error> {
-        let Start { node, log, applied, records, first_start, journal } = start;
+        let Start { node, nonce, log, applied, records, first_start, journal } = start;
         let config = Config {
             id: node,
             election_tick: ELECTION_TICKS,
@@ -218,8 +239,14 @@ impl Machine {
             syncing: false,
             proposals: BTreeMap::new(),
             proposed_bytes: 0,
+            forwarded: BTreeMap::new(),
+            reads: Reads::new(node, nonce),
+            removed: BTreeSet::new(),
+            install: None,
+            refused_messages: 0,
             applied,
-            caught_up_at: Some(committed),
+            // Whoever joins has to hear of the group first.
+            caught_up_at: Some(committed.max(1)),
             first_start,
             pending: None,
             snapshot_bytes: 0,
@@ -230,80 +257,38 @@ impl Machine {
         })
     }
 
-    /// The longest entry that fits a record.
-    pub(super) fn entry_bytes_max(record_bytes_max: usize) -> usize {
-        record_bytes_max.saturating_sub(64).min(format::ENTRY_BYTES_MAX)
-    }
-
     /// Begins: alone in the group, it leads at once, and what it finds in its log is committed by its own first entry.
     fn begin(&mut self, effects: &mut Vec<Effect>) {
         effects.push(Effect::ArmTick);
-        let voters = &self.raft.store().members().voters;
-        if voters.len() == 1 && voters.first() == Some(&self.raft.raft.id) {
+        effects.push(Effect::Members(convert::membership(self.raft.store().members())));
+        // What is known to be committed comes first, for it may change the group. It is not all that may be.
+        let caught_up_at = self.caught_up_at.take();
+        self.pump(effects);
+        self.caught_up_at = caught_up_at;
+        if self.is_alone() {
             // It cannot fail: nobody else can lead.
             let _ = self.raft.campaign();
             self.caught_up_at = Some(self.raft.raft.raft_log.last_index());
         }
     }
 
-    fn propose(&mut self, ticket: u64, entry: Bytes, effects: &mut Vec<Effect>) {
-        if self.halted.is_some() {
-            return effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
-        }
-        if entry.is_empty() || entry.len() > Self::entry_bytes_max(self.journal.record_bytes_max) {
-            return effects.push(Effect::Refuse { ticket, error: ProposeError::Length(entry.len()) });
-        }
-        if self.raft.raft.state != StateRole::Leader {
-            let leader = Some(self.raft.raft.leader_id).filter(|leader| *leader != 0);
-            return effects.push(Effect::Refuse { ticket, error: ProposeError::NotLeader { leader } });
-        }
-        let bytes = u64_of(entry.len()) + OVERHEAD_BYTES;
-        let has_room = self.proposed_bytes + bytes <= PROPOSED_BYTES_MAX.min(self.journal.bytes_max / 8);
-        // One copy, into the vector raft-rs asks for.
-        if (self.proposals.is_empty() || has_room) && self.raft.propose(Vec::new(), entry.to_vec()).is_ok() {
-            let index = self.raft.raft.raft_log.last_index();
-            self.proposals.insert(index, Proposal { term: self.raft.raft.term, ticket, bytes });
-            self.proposed_bytes += bytes;
-        } else {
-            effects.push(Effect::Refuse { ticket, error: ProposeError::Busy });
-        }
+    /// True for the only one that votes.
+    fn is_alone(&self) -> bool {
+        let members = self.raft.store().members();
+        members.voters.len() == 1
+            && members.voters.first() == Some(&self.raft.raft.id)
+            && members.voters_outgoing.is_empty()
     }
 
-    /// Takes back the ticket of the proposal that stood at a committed entry's place, if it is that entry.
-    fn settle(&mut self, entry: &Entry, effects: &mut Vec<Effect>) -> Option<u64> {
-        let Proposal { term, ticket, bytes } = self.proposals.remove(&entry.index)?;
-        self.proposed_bytes -= bytes;
-        if term == entry.term {
-            return Some(ticket);
+    fn tick(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::ArmTick);
+        if self.install.is_some() {
+            return;
         }
-        effects.push(Effect::Refuse { ticket, error: ProposeError::Superseded });
-        None
-    }
-
-    fn receive(&mut self, message: Message) {
-        if self.accepts(&message) {
-            // An error says that the message is of no use now; raft repeats what matters.
-            let _ = self.raft.step(message);
-        }
-    }
-
-    /// raft-rs panics on messages that cannot be; nothing such gets through from a peer.
-    fn accepts(&self, message: &Message) -> bool {
-        let raft = &self.raft.raft;
-        let last = raft.raft_log.last_index();
-        let known = |id: u64| raft.prs().get(id).is_some();
-        let from_a_peer = message.to == raft.id && message.from != raft.id && known(message.from);
-        let entries_join = message.entries.iter().zip(1..).all(|(entry, place)| {
-            message.index.checked_add(place) == Some(entry.index)
-                && entry.term >= message.log_term
-                && entry.term <= message.term
-        });
-        let kind = message.get_msg_type();
-        // Proposals are made where the leader is, and snapshots come on a channel of their own.
-        let is_remote = !is_local_msg(kind) && !matches!(kind, MessageType::MsgPropose | MessageType::MsgSnapshot);
-        // A leader that believes this node to hold more than it does: the log was lost. Not answering is all that is safe.
-        let commit_is_held = kind != MessageType::MsgHeartbeat || message.commit <= last;
-        from_a_peer && is_remote && entries_join && commit_is_held && message.index < u64::MAX / 2
+        self.raft.tick();
+        self.forget_forwarded(effects);
+        self.repeat_reads(effects);
+        self.leave_joint();
     }
 
     /// Raft draws its election timeout from the system's chance; this gives it one that the same history gives again. A
@@ -326,9 +311,14 @@ impl Machine {
 
     /// Takes everything raft has ready.
     fn pump(&mut self, effects: &mut Vec<Effect>) {
-        while self.halted.is_none() && self.raft.has_ready() {
+        while self.halted.is_none() && self.install.is_none() && self.raft.has_ready() {
             let mut ready = self.raft.ready();
-            send(ready.take_messages(), effects);
+            self.send(ready.take_messages(), effects);
+            self.take_read_states(ready.take_read_states());
+            if !ready.snapshot().is_empty() {
+                self.begin_install(ready, effects);
+                break;
+            }
             let committed = ready.take_committed_entries();
             let entries = ready.take_entries();
             if !self.raft.mut_store().append(&entries) {
@@ -353,6 +343,7 @@ impl Machine {
         if self.halted.is_some() {
             return;
         }
+        self.answer_reads(effects);
         if self.caught_up_at.is_some_and(|index| self.applied >= index) {
             self.caught_up_at = None;
             effects.push(Effect::CaughtUp);
@@ -404,8 +395,8 @@ impl Machine {
     fn persisted(&mut self, record: u64, effects: &mut Vec<Effect>) {
         let mut last = None;
         while let Some(batch) = self.unsynced.pop_front_if(|batch| batch.record <= record) {
-            send(batch.messages, effects);
             last = Some(batch.ready);
+            self.send(batch.messages, effects);
         }
         if let Some(ready) = last {
             self.raft.on_persist_ready(ready);
@@ -416,70 +407,45 @@ impl Machine {
         for entry in committed {
             assert!(entry.index > self.applied, "entries are applied once, in order");
             let ticket = self.settle(&entry, effects);
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                return self.halt("the log changes the membership, which this version cannot do", effects);
-            }
             self.applied = entry.index;
-            if !entry.data.is_empty() {
+            self.raft.mut_store().settle(entry.index);
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                self.change_members(&entry, effects);
+                effects.extend(ticket.map(|ticket| Effect::Answer { ticket }));
+            } else if !entry.data.is_empty() {
                 effects.push(Effect::Apply { index: entry.index, entry: entry.data, ticket });
+            }
+            if self.halted.is_some() {
+                return;
             }
         }
         self.raft.advance_apply_to(self.applied);
         self.maybe_snapshot(effects);
     }
 
-    /// Asks for a snapshot when the log is long, and at the very first start: from then on a journal without raft records is
-    /// known to be a lost one.
-    fn maybe_snapshot(&mut self, effects: &mut Vec<Effect>) {
-        let bytes_max = LOG_BYTES_MAX.max(self.snapshot_bytes).min(self.journal.bytes_max / 8);
-        let is_long = self.raft.store().entries() >= LOG_ENTRIES_MAX || self.records_bytes >= bytes_max;
-        let is_first = self.first_start && self.caught_up_at.is_none();
-        if self.pending.is_some() || !(is_long || is_first) || self.applied < self.retry_after {
-            return;
-        }
-        let index = self.applied;
-        let Some(term) = self.raft.store().term_at(index).filter(|_| index > self.raft.store().base()) else { return };
-        // Replay begins with the first record that holds an entry behind the snapshot; one durable record always stays, so
-        // that an empty stream can only be a lost one.
-        let needed = self.records.iter().find(|kept| kept.last > index).map_or(self.record_last, |kept| kept.at.number);
-        let from_record = needed.min(self.record_synced);
-        if from_record == 0 {
-            return;
-        }
-        self.pending = Some(Pending { index, from_record });
-        let store = self.raft.store();
-        // What is known to be committed beyond the snapshot may not be durable here yet.
-        let hard_state = format::HardState { commit: index, ..convert::hard_state(store.hard_state()) };
-        let snapshot = Box::new(format::Snapshot {
-            hard_state,
-            from_record,
-            membership: convert::membership(store.members()),
-            state: Bytes::new(),
-        });
-        effects.push(Effect::Snapshot { index, term, snapshot });
-    }
-
-    fn snapshotted(&mut self, index: u64, bytes: u64, effects: &mut Vec<Effect>) {
-        let Some(pending) = self.pending.take().filter(|pending| pending.index == index) else { return };
-        self.first_start = false;
-        self.snapshot_bytes = bytes;
-        self.raft.mut_store().compact(index);
-        let mut through = None;
-        while let Some(kept) = self.records.pop_front_if(|kept| kept.at.number < pending.from_record) {
-            self.records_bytes -= kept.bytes;
-            through = Some(kept.at);
-        }
-        if let Some(through) = through {
-            effects.push(Effect::Trim { through });
+    /// Sends what raft says. A snapshot is of the state machine as it is when it is sent.
+    fn send(&mut self, messages: Vec<Message>, effects: &mut Vec<Effect>) {
+        for message in messages {
+            // What has no form for others is meant for this node alone.
+            let Some(mut message) = convert::message(&message) else { continue };
+            let to = message.to;
+            if let Some(head) = &mut message.snapshot {
+                let (index, term, members) = self.raft.store().settled();
+                (head.index, head.term, head.membership) = (index, term, convert::membership(&members));
+                effects.push(Effect::SendSnapshot { to, head: Box::new(message) });
+            } else {
+                effects.push(Effect::Send { to, frame: Frame::Raft(Box::new(message)) });
+            }
         }
     }
 
     fn halt(&mut self, reason: &'static str, effects: &mut Vec<Effect>) {
         self.halted = Some(reason);
         effects.push(Effect::Halt(reason));
-        for Proposal { ticket, .. } in std::mem::take(&mut self.proposals).into_values() {
-            effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
-        }
+        let placed = std::mem::take(&mut self.proposals).into_values().filter_map(|proposal| proposal.ticket);
+        let forwarded = std::mem::take(&mut self.forwarded).into_keys();
+        let waiting: Vec<u64> = placed.chain(forwarded).chain(self.reads.take()).collect();
+        effects.extend(waiting.into_iter().map(|ticket| Effect::Refuse { ticket, error: ProposeError::Stopped }));
     }
 
     fn report(&mut self, effects: &mut Vec<Effect>) {
@@ -490,7 +456,9 @@ impl Machine {
             is_leader: raft.state == StateRole::Leader,
             commit: raft.raft_log.committed,
             applied: self.applied,
-            log_entries: self.raft.store().entries(),
+            persisted: raft.raft_log.persisted,
+            log_entries: self.raft.store().entries_behind(),
+            refused_messages: self.refused_messages,
             halted: self.halted,
         };
         if status != self.reported {
@@ -505,33 +473,50 @@ impl actor::Machine for Machine {
     type Effect = Effect;
 
     fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
-        if let Input::Propose { ticket, entry } = input {
-            self.set_election_timeout();
-            self.propose(ticket, entry, effects);
-        } else if self.halted.is_none() {
-            self.set_election_timeout();
-            match input {
-                Input::Begin => self.begin(effects),
-                Input::Tick => {
-                    self.raft.tick();
-                    effects.push(Effect::ArmTick);
-                }
-                Input::Receive(message) => self.receive(*message),
-                Input::Propose { .. } => {}
-                Input::Synced { through } => {
-                    self.syncing = false;
-                    self.record_synced = self.record_synced.max(through);
-                    // What came since and needs no sync of its own only waited for its turn.
-                    let through = if self.wants_sync { through } else { self.record_last };
-                    self.persisted(through, effects);
-                }
-                Input::JournalFailed => self.halt("the journal failed", effects),
-                Input::Snapshotted { index, bytes } => self.snapshotted(index, bytes, effects),
-                Input::SnapshotFailed => {
-                    self.pending = None;
-                    self.retry_after = self.applied + RETRY_ENTRIES;
-                }
+        if self.halted.is_some() {
+            if let Input::Propose { ticket, .. }
+            | Input::Read { ticket }
+            | Input::Change { ticket, .. }
+            | Input::Transfer { ticket, .. } = input
+            {
+                effects.push(Effect::Refuse { ticket, error: ProposeError::Stopped });
             }
+            return;
+        }
+        self.set_election_timeout();
+        match input {
+            Input::Begin => self.begin(effects),
+            Input::Tick => self.tick(effects),
+            Input::Receive { from, frame, state } => self.receive(from, frame, state, effects),
+            Input::Unreachable(node) => self.raft.report_unreachable(node.0),
+            Input::SnapshotSent { to, whole } => {
+                let status = if whole { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                self.raft.report_snapshot(to.0, status);
+            }
+            Input::Propose { ticket, entry } => self.propose(ticket, entry, effects),
+            Input::Read { ticket } => self.read(ticket),
+            Input::Change { ticket, change } => self.change(ticket, change, effects),
+            Input::Transfer { ticket, to } => self.transfer(ticket, to, effects),
+            Input::Synced { through } => {
+                self.syncing = false;
+                self.record_synced = self.record_synced.max(through);
+                // What came since and needs no sync of its own only waited for its turn.
+                let through = if self.wants_sync { through } else { self.record_last };
+                self.persisted(through, effects);
+                self.go_on_installing(effects);
+            }
+            Input::JournalFailed => self.halt("the journal failed", effects),
+            Input::Snapshotted { index, bytes } => {
+                self.snapshotted(index, bytes, effects);
+                self.go_on_installing(effects);
+            }
+            Input::SnapshotFailed => {
+                self.pending = None;
+                self.retry_after = self.applied + RETRY_ENTRIES;
+                self.go_on_installing(effects);
+            }
+            Input::Installed { bytes } => self.installed(bytes, effects),
+            Input::InstallFailed => self.halt("the leader's snapshot cannot be stored; make room and restart", effects),
         }
         self.pump(effects);
         self.report(effects);
@@ -544,10 +529,6 @@ fn kept(at: Position, last: u64, length: usize) -> Kept {
 
 fn u64_of(length: usize) -> u64 {
     u64::try_from(length).expect("a length in memory fits 64 bits")
-}
-
-fn send(messages: Vec<Message>, effects: &mut Vec<Effect>) {
-    effects.extend(messages.into_iter().map(|message| Effect::Send(PeerMessage(Box::new(message)))));
 }
 
 #[cfg(test)]

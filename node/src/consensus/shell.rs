@@ -13,13 +13,15 @@ use tokio::sync::oneshot;
 use velum_protocol::{
     format::{
         bind::{RaftKind, RaftRecord},
-        raft::Snapshot,
+        raft::{Membership, Snapshot},
     },
+    id::{Hash, NodeId},
+    peer::agreement as peer,
     version::RAFT_RECORD,
 };
 
 use super::{
-    Applier, ProposeError, RaftStatus,
+    Applier, ProposeError, RaftStatus, Transport,
     machine::{Effect, Input, Machine},
     snapshot::{self, Owner, Placed},
 };
@@ -41,7 +43,9 @@ pub(super) struct Shared {
     pub(super) replies: RefCell<BTreeMap<u64, Reply>>,
     pub(super) next_ticket: Cell<u64>,
     pub(super) status: Cell<RaftStatus>,
+    pub(super) members: RefCell<Membership>,
     pub(super) caught_up: RefCell<Option<oneshot::Sender<Result<(), &'static str>>>>,
+    pub(super) waiting: RefCell<Option<oneshot::Receiver<Result<(), &'static str>>>>,
 }
 
 impl Shared {
@@ -88,6 +92,7 @@ pub(super) struct Shell {
     pub(super) journal: Rc<Journal>,
     pub(super) applier: Rc<RefCell<dyn Applier>>,
     pub(super) shared: Rc<Shared>,
+    pub(super) transport: Rc<dyn Transport>,
 }
 
 impl Shell {
@@ -111,18 +116,49 @@ impl Shell {
 
     fn snapshot(&self, index: u64, term: u64, mut snapshot: Snapshot, own: &Handle<Input>) {
         snapshot.state = self.applier.borrow().snapshot();
-        let file = snapshot::encode(&self.owner, &self.env.entropy.fresh32(), &Placed { index, term, snapshot });
+        self.put_in_place(Placed { index, term, snapshot }, own, Input::SnapshotFailed, |index, bytes| {
+            Input::Snapshotted { index, bytes }
+        });
+    }
+
+    fn put_in_place(
+        &self,
+        placed: Placed,
+        own: &Handle<Input>,
+        failed: Input,
+        done: impl FnOnce(u64, u64) -> Input + 'static,
+    ) {
+        let index = placed.index;
+        let file = snapshot::encode(&self.owner, &self.env.entropy.fresh32(), &placed);
         let bytes = u64::try_from(file.len()).expect("a file in memory fits 64 bits");
         let replace = snapshot::replace(Rc::clone(&self.env.disk), self.dir.clone(), file);
         own.spawn(async move {
             match replace.await {
-                Ok(()) => Input::Snapshotted { index, bytes },
+                Ok(()) => done(index, bytes),
                 Err(error) => {
                     tracing::warn!(%error, index, "the raft snapshot cannot be written; the log grows until it can");
-                    Input::SnapshotFailed
+                    failed
                 }
             }
         });
+    }
+
+    fn send_snapshot(&self, to: NodeId, mut head: peer::Message, own: &Handle<Input>) {
+        let state = self.applier.borrow().snapshot();
+        if let Some(head) = &mut head.snapshot {
+            head.state_bytes = u64::try_from(state.len()).expect("a state in memory fits 64 bits");
+            head.state_hash = Hash(*blake3::hash(&state).as_bytes());
+        }
+        let sent = self.transport.send_snapshot(to, head, state);
+        own.spawn(async move { Input::SnapshotSent { to, whole: sent.await } });
+    }
+
+    fn restore(&self, state: &[u8], own: &Handle<Input>) {
+        let restored = self.applier.borrow_mut().restore(state);
+        if let Err(error) = restored {
+            tracing::error!(%error, "the state machine does not take the leader's snapshot, which it took for a state");
+            own.call(Input::InstallFailed);
+        }
     }
 }
 
@@ -131,19 +167,26 @@ impl ActorShell<Machine> for Shell {
         match effect {
             Effect::Append { at, record } => self.append(at, &record, own),
             Effect::Sync { through } => self.sync(through, own),
-            // A group of one has nobody to send to; links between nodes take these.
-            Effect::Send(message) => tracing::debug!(to = %message.to(), "no link to the peer"),
+            Effect::Send { to, frame } => self.transport.send(to, frame),
+            Effect::SendSnapshot { to, head } => self.send_snapshot(to, *head, own),
             Effect::Apply { index, entry, ticket } => {
                 let answer = self.applier.borrow_mut().apply(index, &entry);
                 if let Some(ticket) = ticket {
                     self.shared.answer(ticket, Ok(answer));
                 }
             }
+            Effect::Answer { ticket } => self.shared.answer(ticket, Ok(Bytes::new())),
             Effect::Refuse { ticket, error } => self.shared.answer(ticket, Err(error)),
             Effect::Snapshot { index, term, snapshot } => self.snapshot(index, term, *snapshot, own),
+            Effect::Install { index, term, snapshot } => {
+                let placed = Placed { index, term, snapshot: *snapshot };
+                self.put_in_place(placed, own, Input::InstallFailed, |_, bytes| Input::Installed { bytes });
+            }
+            Effect::Restore { state } => self.restore(&state, own),
             Effect::Trim { through } => self.journal.trim(StreamId::Raft, through),
             Effect::ArmTick => own.after(&*self.env.clock, TICK, Input::Tick),
             Effect::CaughtUp => self.shared.start_ended(Ok(())),
+            Effect::Members(members) => *self.shared.members.borrow_mut() = members,
             Effect::Report(status) => self.shared.status.set(status),
             Effect::Halt(reason) => {
                 tracing::error!(reason, "raft has stopped; restart the node");

@@ -140,7 +140,10 @@ pub(super) async fn read(disk: &dyn Disk, dir: &Path, owner: &Owner) -> Result<P
     let opened = owner.seal.open(&owner.binding(header.index, header.term), &body);
     let opened = opened.map_err(|_| damaged("it is not authentic under the cluster's key"))?;
     let snapshot = Snapshot::decode(opened.into()).map_err(|_| damaged("its contents do not decode"))?;
-    if snapshot.hard_state.commit < header.index || header.index == 0 || snapshot.membership.voters.is_empty() {
+    // A newcomer's is empty altogether.
+    let is_newcomer = (header.index, header.term) == (0, 0) && snapshot == Snapshot::default();
+    let is_whole = header.index > 0 && snapshot.hard_state.commit >= header.index && snapshot.membership.is_possible();
+    if !is_newcomer && !is_whole {
         return Err(damaged("its contents contradict each other"));
     }
     Ok(Placed { index: header.index, term: header.term, snapshot })

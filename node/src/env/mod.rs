@@ -20,7 +20,7 @@ pub use compute::{Compute, Urgency};
 pub use disk::{Disk, File, OpenMode};
 pub use entropy::Entropy;
 pub use map::FixedMap;
-pub use network::{Listener, Network, PeerIdentity, Stream};
+pub use network::{Credentials, Listener, Network, PeerIdentity, Stream};
 
 /// A future that stays on the thread it was made on.
 pub type Local<T> = futures_util::future::LocalBoxFuture<'static, T>;

@@ -33,9 +33,15 @@ pub use provider::{
 pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use secret::Secret;
 pub use slot::{DERIVATION_DEFAULT, KeyError, NewCluster, create_cluster, create_cluster_with, open_cluster};
-use velum_protocol::{format::slot::ClusterKey, id::ClusterId};
+use velum_protocol::{
+    format::slot::ClusterKey,
+    id::{ClusterId, NodeId},
+};
 pub use volume_object::{Examined, FramePlan, OpenedRecord, SealedRecord, SealedSegment};
 pub use wrap::VolumeKeys;
+use zeroize::Zeroizing;
+
+use crate::env::Credentials;
 
 /// The opened keys of a cluster. Cheap to clone.
 #[derive(Clone)]
@@ -67,6 +73,13 @@ impl Keyring {
     #[must_use]
     pub fn names(&self) -> &NameKey {
         &self.0.names
+    }
+
+    /// With what `node` proves to its peers that it is a node of this cluster.
+    #[must_use]
+    pub fn credentials(&self, node: NodeId) -> Credentials {
+        let authority = seal::expand(&self.0.root, &self.0.cluster.0, &[b"ca/v1/peers"], b"");
+        Credentials { cluster: self.0.cluster, node, authority: Zeroizing::new(*authority.expose()) }
     }
 
     /// The cluster-state key: catalogue, claims, raft log and raft snapshot.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use velum_protocol::{
     codec,
     format::metadata::{Command, Proposal},
-    id::{Epoch, ObjectNumber, Seq, VolumeId},
+    id::{Epoch, NodeId, ObjectNumber, Seq, VolumeId},
+    peer::ADDRESS_BYTES_MAX,
 };
 
 use super::{
@@ -85,6 +86,18 @@ pub enum Rejection {
     /// Zero or absurdly many.
     #[error("the count is out of range")]
     BadCount,
+    /// The number is, or was, another node's.
+    #[error("node number {0} was used before; numbers are never used again")]
+    NodeUsed(NodeId),
+    /// No such node, or it is retired.
+    #[error("there is no node {0}")]
+    NoSuchNode(NodeId),
+    /// Zero, or an address that is empty, long or holds what no address has.
+    #[error("a node has a number above zero and an address of 1 to {ADDRESS_BYTES_MAX} printable characters")]
+    BadNode,
+    /// The replicated state has room for so many nodes, retired ones too.
+    #[error("the cluster has had as many nodes as it can remember")]
+    TooManyNodes,
 }
 
 impl State {
@@ -131,6 +144,9 @@ impl State {
             | Command::CommitReclaim { .. }
             | Command::FinishReclaim { .. }
             | Command::ForgetRange { .. } => self.apply_to_checkpoints(command),
+            Command::AdmitNode { .. } | Command::MoveNode { .. } | Command::RetireNode { .. } => {
+                self.apply_to_nodes(command)
+            }
         }
     }
 

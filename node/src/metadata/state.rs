@@ -17,7 +17,9 @@ use super::apply::{Answer, Rejection};
 /// Marks a saved state.
 pub const STATE_MAGIC: [u8; 4] = *b"VMET";
 /// Version of the saved form.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
+/// The version before, which ends before the nodes.
+const STATE_WITHOUT_NODES: u16 = 1;
 /// Longest saved state.
 pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
 /// Bytes of sealed records the state takes in all; past that a volume has to make a checkpoint first. The rest of
@@ -30,6 +32,9 @@ const CHANGE_FIRST: u64 = 1;
 /// In the ledger of condemned objects this number stands for everything that an earlier life of the cluster left and nothing
 /// refers to; objects are numbered from 1.
 pub const LEAVINGS: ObjectNumber = ObjectNumber(0);
+
+/// What a state of the version before has no room for.
+const NO_NODES: BTreeMap<NodeId, NodeEntry> = BTreeMap::new();
 
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +59,17 @@ pub struct State {
     pub catalogue_wanted: u64,
     /// Answers of the newest proposals, oldest first, so that a repeated one is applied once.
     pub answered: VecDeque<(RequestId, Result<Answer, Rejection>)>,
+    /// Nodes by number, retired ones too: a number is never used again.
+    pub nodes: BTreeMap<NodeId, NodeEntry>,
+}
+
+/// A node as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Where its peers find it.
+    pub address: String,
+    /// It is gone for good.
+    pub retired: bool,
 }
 
 /// A cloud as the cluster knows it.
@@ -192,6 +208,7 @@ impl State {
             catalogue_shown: 0,
             catalogue_wanted: CHANGE_FIRST,
             answered: VecDeque::new(),
+            nodes: BTreeMap::new(),
         }
     }
 
@@ -231,6 +248,7 @@ impl State {
         let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
         match u16::from_le_bytes(*version) {
             STATE_VERSION => Ok(codec::decode(rest, STATE_BYTES_MAX)?),
+            STATE_WITHOUT_NODES => Ok(codec::decode(&[rest, &codec::encode(&NO_NODES)].concat(), STATE_BYTES_MAX)?),
             version => Err(LoadError::NewerVersion(version)),
         }
     }

@@ -402,6 +402,37 @@ fn saved_state_reads_back_and_damaged_or_newer_ones_are_refused() {
         assert!(State::load(&saved[..cut]).is_err(), "cut at {cut}");
     }
     let mut newer = saved.to_vec();
-    newer[4] = 2;
+    newer[4] = 3;
     assert!(State::load(&newer).is_err());
+}
+
+#[test]
+fn a_nodes_number_is_never_used_again() {
+    let mut bench = Bench::new();
+    let admit = |node| Command::AdmitNode { node: NodeId(node), address: "host:9891".into() };
+    assert_eq!(bench.run(admit(2)), Ok(Answer::Done));
+    assert_eq!(bench.run(admit(2)), Err(Rejection::NodeUsed(NodeId(2))));
+    let elsewhere = Command::MoveNode { node: NodeId(2), address: "other:9891".into() };
+    assert_eq!(bench.run(elsewhere.clone()), Ok(Answer::Done));
+    assert_eq!(bench.state.nodes[&NodeId(2)].address, "other:9891");
+    assert!(bench.state.hears(NodeId(2)));
+    assert_eq!(bench.run(Command::RetireNode { node: NodeId(2) }), Ok(Answer::Done));
+    assert!(!bench.state.hears(NodeId(2)));
+    assert_eq!(bench.run(admit(2)), Err(Rejection::NodeUsed(NodeId(2))), "also after it is gone");
+    assert_eq!(bench.run(elsewhere), Err(Rejection::NoSuchNode(NodeId(2))));
+    assert_eq!(bench.run(Command::RetireNode { node: NodeId(9) }), Err(Rejection::NoSuchNode(NodeId(9))));
+    for (node, address) in [(0, "host:1"), (3, ""), (3, "a b:1"), (3, &*"x".repeat(256))] {
+        let bad = Command::AdmitNode { node: NodeId(node), address: address.into() };
+        assert_eq!(bench.run(bad), Err(Rejection::BadNode), "{node} {address}");
+    }
+}
+
+/// A state saved by the release before ends where the nodes would begin.
+#[test]
+fn a_state_without_nodes_is_read() {
+    let bench = Bench::new();
+    let mut old = bench.state.save().to_vec();
+    assert_eq!(old.pop(), Some(0), "no nodes are one byte at the end");
+    old[4..6].copy_from_slice(&1_u16.to_le_bytes());
+    assert_eq!(State::load(&old).unwrap(), bench.state);
 }

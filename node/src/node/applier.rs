@@ -30,6 +30,10 @@ impl Applier for MetadataApplier {
         self.state.borrow().save()
     }
 
+    fn check(&self, snapshot: &[u8]) -> Result<(), RestoreError> {
+        State::load(snapshot).map(drop).map_err(|error| RestoreError(error.to_string()))
+    }
+
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
         let state = State::load(snapshot).map_err(|error| RestoreError(error.to_string()))?;
         *self.state.borrow_mut() = state;

@@ -22,7 +22,8 @@ use crate::{
 pub fn principal(peer: &PeerIdentity) -> Principal {
     match peer {
         PeerIdentity::Unix { uid, .. } => Principal(Rc::from(format!("uid:{uid}"))),
-        PeerIdentity::Unknown(_) => Principal(Rc::from("anonymous")),
+        // Nodes have a door of their own; at a guest's door they are nobody.
+        PeerIdentity::Unknown(_) | PeerIdentity::Node { .. } => Principal(Rc::from("anonymous")),
     }
 }
 

@@ -176,4 +176,10 @@ pub enum Command {
     /// Nothing is believed to be in a cloud any more: its cursors start over, of every volume. Proposed only when no command
     /// that moves one of them is under way.
     ResyncCloud { cloud: CloudName },
+    /// A node may join, found at `address`. Refused when its number was ever used.
+    AdmitNode { node: NodeId, address: String },
+    /// A node is found elsewhere.
+    MoveNode { node: NodeId, address: String },
+    /// A node is not listened to any more, for ever; its number stays used.
+    RetireNode { node: NodeId },
 }

@@ -5,6 +5,8 @@
 //! after them. Records are numbered without gaps, so that a lost one shows; replaying them in order gives the log. The
 //! encodings here are plaintexts: both are sealed under the cluster-state key, bound by [`super::bind::RaftRecord`].
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::reader::{ReadError, Reader};
@@ -62,7 +64,7 @@ pub struct Entry {
     pub term: u64,
     /// What it is for.
     pub kind: EntryKind,
-    /// The command.
+    /// The command; of a membership change, a [`MembershipChange`].
     pub data: Bytes,
 }
 
@@ -152,6 +154,147 @@ pub struct Membership {
     pub auto_leave: bool,
 }
 
+impl Membership {
+    /// Appends the encoding.
+    ///
+    /// # Panics
+    /// When the group has more than [`MEMBERS_MAX`] of a kind.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let Self { voters, learners, voters_outgoing, learners_next, auto_leave } = self;
+        out.push(u8::from(*auto_leave));
+        for members in [voters, learners, voters_outgoing, learners_next] {
+            assert!(members.len() <= MEMBERS_MAX, "groups are small");
+            out.extend_from_slice(&length(members.len()));
+            members.iter().for_each(|member| out.extend_from_slice(&member.to_le_bytes()));
+        }
+    }
+
+    /// Reads what [`Membership::put`] wrote.
+    pub(crate) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
+        let auto_leave = match fields.array()? {
+            [0] => false,
+            [1] => true,
+            _ => return Err(ReadError::Field("auto leave")),
+        };
+        let mut members = || {
+            let count = usize::try_from(fields.u32()?).unwrap_or(usize::MAX);
+            if count > MEMBERS_MAX {
+                return Err(ReadError::Field("members"));
+            }
+            (0..count).map(|_| fields.u64()).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            voters: members()?,
+            learners: members()?,
+            voters_outgoing: members()?,
+            learners_next: members()?,
+            auto_leave,
+        })
+    }
+
+    /// Whether a group can be like this. Raft stops at one that cannot.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        let Self { voters, learners, voters_outgoing, learners_next, auto_leave } = self;
+        let distinct = |members: &[u64]| {
+            let set: BTreeSet<u64> = members.iter().copied().collect();
+            set.len() == members.len() && !set.contains(&0)
+        };
+        let votes = |member: &u64| voters.contains(member) || voters_outgoing.contains(member);
+        let is_joint = !voters_outgoing.is_empty();
+        !voters.is_empty()
+            && [voters, learners, voters_outgoing, learners_next].into_iter().all(|members| distinct(members))
+            && !learners.iter().any(votes)
+            && learners_next.iter().all(|member| voters_outgoing.contains(member) && !voters.contains(member))
+            && (is_joint || (learners_next.is_empty() && !auto_leave))
+    }
+}
+
+/// What a step of a membership change does to one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MemberChange {
+    /// It votes.
+    Voter = 0,
+    /// It is no member any more.
+    Remove = 1,
+    /// It learns.
+    Learner = 2,
+}
+
+/// How a membership that needs two majorities for a while is entered and left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Transition {
+    /// Only when more than one vote changes; left by itself.
+    Auto = 0,
+    /// In any case; left by itself.
+    Implicit = 1,
+    /// In any case; left when told so.
+    Explicit = 2,
+}
+
+/// The data of a membership entry. One without changes leaves the membership that needs two majorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipChange {
+    /// The way there.
+    pub transition: Transition,
+    /// What becomes of whom.
+    pub changes: Vec<(MemberChange, u64)>,
+}
+
+impl MembershipChange {
+    /// The data.
+    ///
+    /// # Panics
+    /// When more than [`MEMBERS_MAX`] members change.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        assert!(self.changes.len() <= MEMBERS_MAX, "groups are small");
+        let mut out = vec![self.transition as u8, 0, 0, 0];
+        out.extend_from_slice(&length(self.changes.len()));
+        for (change, node) in &self.changes {
+            out.push(*change as u8);
+            out.extend_from_slice(&node.to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads data.
+    ///
+    /// # Errors
+    /// When the bytes are no membership change.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ReadError> {
+        let mut fields = Reader::new(bytes);
+        let transition = match fields.array()? {
+            [0, 0, 0, 0] => Transition::Auto,
+            [1, 0, 0, 0] => Transition::Implicit,
+            [2, 0, 0, 0] => Transition::Explicit,
+            _ => return Err(ReadError::Field("transition")),
+        };
+        let count = usize::try_from(fields.u32()?).unwrap_or(usize::MAX);
+        if count > MEMBERS_MAX {
+            return Err(ReadError::Field("changes"));
+        }
+        let mut changes = Vec::with_capacity(count);
+        for _ in 0..count {
+            let change = match fields.array()? {
+                [0] => MemberChange::Voter,
+                [1] => MemberChange::Remove,
+                [2] => MemberChange::Learner,
+                _ => return Err(ReadError::Field("change")),
+            };
+            let node = fields.u64()?;
+            if node == 0 {
+                return Err(ReadError::Field("node"));
+            }
+            changes.push((change, node));
+        }
+        fields.end()?;
+        Ok(Self { transition, changes })
+    }
+}
+
 /// The plaintext of a snapshot: the state machine at one index, and what raft needs to go on from there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -175,13 +318,7 @@ impl Snapshot {
         let mut out = Vec::with_capacity(self.state.len() + 256);
         put_hard_state(&mut out, &self.hard_state);
         out.extend_from_slice(&self.from_record.to_le_bytes());
-        let Membership { voters, learners, voters_outgoing, learners_next, auto_leave } = &self.membership;
-        out.push(u8::from(*auto_leave));
-        for members in [voters, learners, voters_outgoing, learners_next] {
-            assert!(members.len() <= MEMBERS_MAX, "groups are small");
-            out.extend_from_slice(&length(members.len()));
-            members.iter().for_each(|member| out.extend_from_slice(&member.to_le_bytes()));
-        }
+        self.membership.put(&mut out);
         out.extend_from_slice(&self.state);
         out
     }
@@ -194,25 +331,7 @@ impl Snapshot {
         let mut fields = Reader::new(&bytes);
         let hard_state = hard_state(&mut fields)?;
         let from_record = fields.u64()?;
-        let auto_leave = match fields.array()? {
-            [0] => false,
-            [1] => true,
-            _ => return Err(ReadError::Field("auto leave")),
-        };
-        let mut members = || {
-            let count = usize::try_from(fields.u32()?).unwrap_or(usize::MAX);
-            if count > MEMBERS_MAX {
-                return Err(ReadError::Field("members"));
-            }
-            (0..count).map(|_| fields.u64()).collect::<Result<Vec<_>, _>>()
-        };
-        let membership = Membership {
-            voters: members()?,
-            learners: members()?,
-            voters_outgoing: members()?,
-            learners_next: members()?,
-            auto_leave,
-        };
+        let membership = Membership::read(&mut fields)?;
         let state = bytes.slice(bytes.len() - fields.left()..);
         Ok(Self { hard_state, from_record, membership, state })
     }

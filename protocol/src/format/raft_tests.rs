@@ -138,3 +138,45 @@ proptest! {
         prop_assert!(cut >= bytes.len() || Record::decode(&bytes[..cut]).is_err());
     }
 }
+
+#[test]
+fn a_membership_change_keeps_its_bytes_and_is_read_totally() {
+    let change = MembershipChange {
+        transition: Transition::Implicit,
+        changes: vec![(MemberChange::Voter, 4), (MemberChange::Remove, 2)],
+    };
+    let bytes = change.encode();
+    assert_eq!(hex(&bytes), "01000000020000000004000000000000000102000000000000 00".replace(' ', ""));
+    assert_eq!(MembershipChange::decode(&bytes), Ok(change));
+    for length in 0..bytes.len() {
+        assert!(MembershipChange::decode(&bytes[..length]).is_err(), "{length} bytes");
+    }
+    for (at, to) in [(0, 3), (1, 1), (7, 1), (8, 3)] {
+        let mut bad = bytes.clone();
+        bad[at] = to;
+        assert!(MembershipChange::decode(&bad).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn memberships_that_raft_would_stop_at_are_told() {
+    let group = |voters: &[u64], learners: &[u64], voters_outgoing: &[u64], learners_next: &[u64], auto_leave| {
+        let [voters, learners, voters_outgoing, learners_next] =
+            [voters, learners, voters_outgoing, learners_next].map(<[u64]>::to_vec);
+        Membership { voters, learners, voters_outgoing, learners_next, auto_leave }.is_possible()
+    };
+    assert!(group(&[1, 2], &[3], &[], &[], false));
+    assert!(group(&[1, 2], &[3], &[1, 4], &[4], true));
+    for (voters, learners, outgoing, next, auto_leave) in [
+        (&[][..], &[][..], &[][..], &[][..], false),
+        (&[1, 1], &[], &[], &[], false),
+        (&[0, 1], &[], &[], &[], false),
+        (&[1], &[1], &[], &[], false),
+        (&[1], &[], &[], &[2], false),
+        (&[1], &[], &[], &[], true),
+        (&[1], &[2], &[2], &[], false),
+        (&[1], &[], &[1], &[1], false),
+    ] {
+        assert!(!group(voters, learners, outgoing, next, auto_leave), "{voters:?} {learners:?} {outgoing:?} {next:?}");
+    }
+}

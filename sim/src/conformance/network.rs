@@ -4,7 +4,8 @@ use std::{io::ErrorKind, rc::Rc};
 
 use futures_util::future::join;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use velum_node::env::{Env, Listener, Local, PeerIdentity, Stream, network::Address};
+use velum_node::env::{Credentials, Env, Listener, Local, PeerIdentity, Stream, network::Address};
+use velum_protocol::id::{ClusterId, NodeId};
 
 /// Connects to an address of the environment under test, as a guest would.
 pub type Connect<'a> = &'a dyn Fn(Address) -> Local<std::io::Result<Box<dyn Stream>>>;
@@ -75,4 +76,91 @@ async fn many_connections_do_not_mix(env: &Env, address: &Address, connect: Conn
     for (number, inside, _outside) in streams.iter_mut().rev() {
         assert_eq!(inside.read_u8().await.expect("the byte arrives"), *number);
     }
+}
+
+/// Runs the suite of connections between nodes on a TCP address that is free. `connect` is somebody without a certificate.
+///
+/// # Panics
+/// When the network breaks its contract.
+pub async fn run_peers(env: &Env, address: &Address, connect: Connect<'_>) {
+    nodes_of_a_cluster_know_each_other(env, address).await;
+    a_connection_to_another_node_than_meant_is_refused(env, address).await;
+    another_cluster_is_refused_on_either_side(env, address).await;
+    somebody_without_a_certificate_gets_nothing_and_holds_nobody_up(env, address, connect).await;
+}
+
+fn credentials(node: u64, authority: u8) -> Rc<Credentials> {
+    let (cluster, node) = (ClusterId([0xa1; 16]), NodeId(node));
+    Rc::new(Credentials { cluster, node, authority: [authority; 32].into() })
+}
+
+async fn door(env: &Env, address: &Address) -> Rc<dyn Listener> {
+    env.network.listen_peers(address, credentials(1, 1)).await.expect("the address is free")
+}
+
+async fn nodes_of_a_cluster_know_each_other(env: &Env, address: &Address) {
+    let door = door(env, address).await;
+    for node in [2, 3] {
+        let connecting = env.network.connect_peer(&door.address(), credentials(node, 1), NodeId(1));
+        let (accepted, connected) = join(door.accept(), connecting).await;
+        let ((mut inside, identity), mut outside) =
+            (accepted.expect("it is accepted"), connected.expect("the node is who it should be"));
+        assert_eq!(identity, PeerIdentity::Node { cluster: ClusterId([0xa1; 16]), node: NodeId(node) });
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|number| number.to_le_bytes()[0]).collect();
+        let mut received = vec![0; sent.len()];
+        let write = async {
+            outside.write_all(&sent).await?;
+            outside.flush().await
+        };
+        let (written, read) = join(write, inside.read_exact(&mut received)).await;
+        written.expect("the bytes are taken");
+        read.expect("the bytes arrive");
+        assert!(sent == received, "bytes arrived otherwise than they were sent");
+        inside.write_all(b"reply").await.expect("the reply is taken");
+        inside.flush().await.expect("the reply is sent");
+        let mut reply = [0; 5];
+        outside.read_exact(&mut reply).await.expect("the reply arrives");
+        assert_eq!(&reply, b"reply");
+    }
+}
+
+async fn a_connection_to_another_node_than_meant_is_refused(env: &Env, address: &Address) {
+    let door = door(env, address).await;
+    let connected = env.network.connect_peer(&door.address(), credentials(2, 1), NodeId(3)).await;
+    assert_eq!(connected.err().map(|error| error.kind()), Some(ErrorKind::PermissionDenied));
+}
+
+/// A node of another cluster is refused at the latest when it wants to read; it is never accepted.
+async fn another_cluster_is_refused_on_either_side(env: &Env, address: &Address) {
+    let door = door(env, address).await;
+    let strange = env.network.connect_peer(&door.address(), credentials(2, 9), NodeId(1)).await;
+    if let Ok(mut stream) = strange {
+        let mut byte = [0];
+        assert!(!matches!(stream.read(&mut byte).await, Ok(1..)), "a node of another cluster was spoken to");
+    }
+    let connecting = env.network.connect_peer(&door.address(), credentials(2, 1), NodeId(1));
+    let (accepted, connected) = join(door.accept(), connecting).await;
+    assert!(connected.is_ok());
+    let (_, identity) = accepted.expect("the next one is accepted");
+    assert_eq!(identity, PeerIdentity::Node { cluster: ClusterId([0xa1; 16]), node: NodeId(2) });
+}
+
+async fn somebody_without_a_certificate_gets_nothing_and_holds_nobody_up(
+    env: &Env,
+    address: &Address,
+    connect: Connect<'_>,
+) {
+    let door = door(env, address).await;
+    // It says nothing at all.
+    let silent = connect(door.address()).await.expect("the door can be reached");
+    let mut loud = connect(door.address()).await.expect("the door can be reached");
+    // It may be sent away before it has said everything.
+    drop(loud.write_all(&[7; 4096]).await);
+    let connecting = env.network.connect_peer(&door.address(), credentials(2, 1), NodeId(1));
+    let (accepted, connected) = join(door.accept(), connecting).await;
+    assert!(connected.is_ok() && accepted.is_ok());
+    let mut rest = Vec::new();
+    drop(loud.read_to_end(&mut rest).await);
+    assert!(rest.len() < 64, "somebody without a certificate was told {} bytes", rest.len());
+    drop(silent);
 }

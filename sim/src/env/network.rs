@@ -6,7 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     pin::Pin,
     rc::Rc,
@@ -17,7 +17,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
 };
-use velum_node::env::{Listener, Local, Network, PeerIdentity, Stream, network::Address};
+use velum_node::env::{Credentials, Listener, Local, Network, PeerIdentity, Stream, network::Address};
+use velum_protocol::id::NodeId;
 
 use crate::{
     rng::Rng,
@@ -27,6 +28,12 @@ use crate::{
 /// Bytes on their way in one direction before the writer has to wait, like a socket's buffers.
 const DIRECTION_BYTES_MAX: usize = 256 * 1024;
 
+/// How long a connection to another node is tried for while the way is blocked.
+const CONNECT_MS_MAX: u64 = 3_000;
+
+/// From one machine to another.
+type Link = (Rc<str>, Rc<str>);
+
 /// How the network behaves; the plan changes it while the world runs.
 #[derive(Debug)]
 pub struct NetworkFaults {
@@ -34,11 +41,18 @@ pub struct NetworkFaults {
     pub delay_ms_max: Cell<u64>,
     /// Nothing arrives before this time.
     pub stalled_until_ms: Cell<u64>,
+    blocked: RefCell<BTreeSet<Link>>,
+    slow_ms: RefCell<BTreeMap<Link, u64>>,
 }
 
 impl Default for NetworkFaults {
     fn default() -> Self {
-        Self { delay_ms_max: Cell::new(1), stalled_until_ms: Cell::new(0) }
+        Self {
+            delay_ms_max: Cell::new(1),
+            stalled_until_ms: Cell::new(0),
+            blocked: RefCell::default(),
+            slow_ms: RefCell::default(),
+        }
     }
 }
 
@@ -58,7 +72,9 @@ pub struct Wires {
 /// Connections waiting to be accepted.
 struct Queue {
     life: Rc<Life>,
-    waiting: RefCell<VecDeque<End>>,
+    /// Of a door for nodes.
+    credentials: Option<Rc<Credentials>>,
+    waiting: RefCell<VecDeque<(End, Option<PeerIdentity>)>>,
     arrived: Notify,
 }
 
@@ -82,21 +98,81 @@ impl Wires {
     pub fn connect(self: &Rc<Self>, node: &Rc<str>, address: &Address) -> io::Result<End> {
         let queue = self.listeners.borrow().get(&(Rc::clone(node), address.clone())).map(Rc::clone);
         let queue = queue.filter(|queue| queue.life.is_alive()).ok_or(io::ErrorKind::ConnectionRefused)?;
-        let wire = Rc::new(Wire { wires: Rc::clone(self), directions: [Direction::default(), Direction::default()] });
+        let (guest, inside) = self.wire(None, [None, Some(Rc::clone(&queue.life))]);
+        // A guest at the door for nodes has no certificate and is sent away.
+        if queue.credentials.is_none() {
+            queue.arrive(inside, None);
+        }
+        Ok(guest)
+    }
+
+    /// A new connection: both ends, the side that connects first.
+    fn wire(self: &Rc<Self>, names: Option<[Rc<str>; 2]>, lives: [Option<Rc<Life>>; 2]) -> (End, End) {
+        let wire =
+            Rc::new(Wire { wires: Rc::clone(self), names, directions: [Direction::default(), Direction::default()] });
         self.live.borrow_mut().retain(|wire| wire.strong_count() > 0);
         self.live.borrow_mut().push(Rc::downgrade(&wire));
-        queue.waiting.borrow_mut().push_back(End {
-            wire: Rc::clone(&wire),
-            side: 1,
-            life: Some(Rc::clone(&queue.life)),
-        });
-        queue.arrived.notify_one();
-        Ok(End { wire, side: 0, life: None })
+        let [life, other_life] = lives;
+        (End { wire: Rc::clone(&wire), side: 0, life }, End { wire, side: 1, life: other_life })
+    }
+
+    fn live_wires(&self) -> Vec<Rc<Wire>> {
+        self.live.borrow().iter().filter_map(std::rc::Weak::upgrade).collect()
+    }
+
+    /// Blocks or opens the way from one machine to another.
+    pub fn set_blocked(&self, from: &Rc<str>, to: &Rc<str>, is_blocked: bool) {
+        let link = (Rc::clone(from), Rc::clone(to));
+        let changed = {
+            let mut blocked = self.faults.blocked.borrow_mut();
+            if is_blocked { blocked.insert(link) } else { blocked.remove(&link) }
+        };
+        if changed {
+            self.sim.event(if is_blocked { "block" } else { "open" }, from, &[place_number(to)]);
+        }
+        if changed && !is_blocked {
+            let now_ms = self.sim.now_ms();
+            self.live_wires().iter().for_each(|wire| (0..2).for_each(|side| wire.land(side, now_ms)));
+        }
+    }
+
+    /// Makes everything from one machine to another take that much longer; zero makes it as fast as ever.
+    pub fn set_slow(&self, from: &Rc<str>, to: &Rc<str>, slow_ms: u64) {
+        self.faults.slow_ms.borrow_mut().insert((Rc::clone(from), Rc::clone(to)), slow_ms);
+    }
+
+    /// Cuts all connections between two machines; what was under way is lost.
+    pub fn reset(&self, one: &Rc<str>, other: &Rc<str>) {
+        self.sim.event("reset", one, &[place_number(other)]);
+        for wire in self.live_wires() {
+            if wire.names.as_ref().is_some_and(|names| names.contains(one) && names.contains(other)) {
+                wire.cut();
+            }
+        }
+    }
+
+    fn is_blocked(&self, from: &Rc<str>, to: &Rc<str>) -> bool {
+        let blocked = self.faults.blocked.borrow();
+        !blocked.is_empty() && blocked.contains(&(Rc::clone(from), Rc::clone(to)))
+    }
+
+    /// The door for nodes at `address`, whose host is a machine's name or the machine itself.
+    fn door(&self, from: &Rc<str>, address: &Address) -> io::Result<(Rc<str>, Rc<Queue>)> {
+        let Address::Tcp(text) = address else { return Err(io::ErrorKind::Unsupported.into()) };
+        let (host, port) = text.rsplit_once(':').ok_or(io::ErrorKind::InvalidInput)?;
+        let host: Rc<str> = if host.starts_with("127.") { Rc::clone(from) } else { host.into() };
+        let listeners = self.listeners.borrow();
+        let fits = |(place, queue): &(&Place, &Rc<Queue>)| {
+            let Address::Tcp(bound) = &place.1 else { return false };
+            place.0 == host && queue.life.is_alive() && bound.rsplit_once(':').is_some_and(|(_, bound)| bound == port)
+        };
+        let found = listeners.iter().find(fits).map(|(_, queue)| Rc::clone(queue));
+        found.map(|queue| (host, queue)).ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
     }
 
     /// Cuts one live connection, chosen by chance; `false` when there is none.
     pub fn cut_one(&self) -> bool {
-        let live: Vec<_> = self.live.borrow().iter().filter_map(std::rc::Weak::upgrade).collect();
+        let live = self.live_wires();
         if live.is_empty() {
             return false;
         }
@@ -106,9 +182,23 @@ impl Wires {
     }
 }
 
+/// A machine's name as a number of the trace.
+fn place_number(name: &str) -> u64 {
+    name.bytes().fold(0, |number, byte| (number << 8) | u64::from(byte))
+}
+
+impl Queue {
+    fn arrive(&self, end: End, identity: Option<PeerIdentity>) {
+        self.waiting.borrow_mut().push_back((end, identity));
+        self.arrived.notify_one();
+    }
+}
+
 /// One connection.
 struct Wire {
     wires: Rc<Wires>,
+    /// The machines of both sides, of a connection between nodes.
+    names: Option<[Rc<str>; 2]>,
     /// What side 0 sends, and what side 1 sends.
     directions: [Direction; 2],
 }
@@ -167,19 +257,37 @@ impl Wire {
         }
     }
 
+    /// Whether what `side` sends gets through.
+    fn is_blocked(&self, side: usize) -> bool {
+        self.names.as_ref().is_some_and(|names| self.wires.is_blocked(&names[side], &names[1 - side]))
+    }
+
+    /// Takes in what `side` has sent and is due, unless the way is blocked.
+    fn land(&self, side: usize, now_ms: u64) {
+        if !self.is_blocked(side) {
+            self.directions[side].land(now_ms);
+        }
+    }
+
+    fn slow_ms(&self, side: usize) -> u64 {
+        let Some(names) = &self.names else { return 0 };
+        let link = (Rc::clone(&names[side]), Rc::clone(&names[1 - side]));
+        self.wires.faults.slow_ms.borrow().get(&link).copied().unwrap_or(0)
+    }
+
     /// Sends to the other side, to arrive after everything sent before.
     fn send(self: &Rc<Self>, side: usize, parcel: Parcel) {
         let (wires, direction) = (&self.wires, &self.directions[side]);
         let now_ms = wires.sim.now_ms();
-        let delay_ms = wires.rng.below(wires.faults.delay_ms_max.get() + 1);
+        let delay_ms = wires.rng.below(wires.faults.delay_ms_max.get() + 1) + self.slow_ms(side);
         let before_ms = direction.parcels.borrow().back().map_or(0, |(at_ms, _)| *at_ms);
         let at_ms = (now_ms + delay_ms).max(before_ms).max(wires.faults.stalled_until_ms.get());
         direction.parcels.borrow_mut().push_back((at_ms, parcel));
         if at_ms == now_ms {
-            direction.land(now_ms);
+            self.land(side, now_ms);
         } else {
             let wire = Rc::clone(self);
-            wires.sim.later(at_ms - now_ms, move || wire.directions[side].land(wire.wires.sim.now_ms()));
+            wires.sim.later(at_ms - now_ms, move || wire.land(side, wire.wires.sim.now_ms()));
         }
     }
 }
@@ -265,7 +373,10 @@ impl AsyncWrite for End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        if self.is_dead() && self.wire.wires.rng.chance(500_000) {
+        if self.wire.is_blocked(self.side) {
+            // The other side hears of it when the way is open again.
+            self.wire.send(self.side, Parcel::End);
+        } else if self.is_dead() && self.wire.wires.rng.chance(500_000) {
             // A killed process: its kernel resets the connection, and what was under way may be lost.
             self.wire.cut();
         } else {
@@ -292,8 +403,8 @@ impl NodeNetwork {
     }
 }
 
-impl Network for NodeNetwork {
-    fn listen(&self, address: &Address) -> Local<io::Result<Rc<dyn Listener>>> {
+impl NodeNetwork {
+    fn bind(&self, address: &Address, credentials: Option<Rc<Credentials>>) -> io::Result<Rc<dyn Listener>> {
         let mut listeners = self.wires.listeners.borrow_mut();
         let chosen = match address {
             // As a kernel does, a free port for port 0.
@@ -304,15 +415,67 @@ impl Network for NodeNetwork {
             other => other.clone(),
         };
         let key = (Rc::clone(&self.node), chosen);
-        let result: io::Result<Rc<dyn Listener>> = if listeners.get(&key).is_some_and(|queue| queue.life.is_alive()) {
-            Err(io::ErrorKind::AddrInUse.into())
-        } else {
-            let queue =
-                Rc::new(Queue { life: Rc::clone(&self.life), waiting: RefCell::default(), arrived: Notify::new() });
-            listeners.insert(key.clone(), Rc::clone(&queue));
-            Ok(Rc::new(NodeListener { queue, wires: Rc::clone(&self.wires), key }))
-        };
+        if listeners.get(&key).is_some_and(|queue| queue.life.is_alive()) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let queue = Rc::new(Queue {
+            life: Rc::clone(&self.life),
+            credentials,
+            waiting: RefCell::default(),
+            arrived: Notify::new(),
+        });
+        listeners.insert(key.clone(), Rc::clone(&queue));
+        Ok(Rc::new(NodeListener { queue, wires: Rc::clone(&self.wires), key }))
+    }
+}
+
+impl Network for NodeNetwork {
+    fn listen(&self, address: &Address) -> Local<io::Result<Rc<dyn Listener>>> {
+        let result = self.bind(address, None);
         Box::pin(async move { result })
+    }
+
+    fn listen_peers(&self, address: &Address, credentials: Rc<Credentials>) -> Local<io::Result<Rc<dyn Listener>>> {
+        let result = self.bind(address, Some(credentials));
+        Box::pin(async move { result })
+    }
+
+    fn connect_peer(
+        &self,
+        address: &Address,
+        credentials: Rc<Credentials>,
+        node: NodeId,
+    ) -> Local<io::Result<Box<dyn Stream>>> {
+        let (wires, own, life, address) =
+            (Rc::clone(&self.wires), Rc::clone(&self.node), Rc::clone(&self.life), address.clone());
+        Box::pin(async move {
+            let sim = Rc::clone(&wires.sim);
+            // There and back, twice: the connection and who is there.
+            sim.sleep_ms(wires.rng.below(4 * wires.faults.delay_ms_max.get() + 1)).await;
+            let deadline_ms = sim.now_ms() + CONNECT_MS_MAX;
+            let (host, queue) = loop {
+                let (host, queue) = wires.door(&own, &address)?;
+                if !wires.is_blocked(&own, &host) && !wires.is_blocked(&host, &own) {
+                    break (host, queue);
+                }
+                if sim.now_ms() >= deadline_ms {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                sim.sleep_ms(50).await;
+            };
+            // What TLS would find out.
+            let trusted = queue.credentials.as_ref().is_some_and(|there| {
+                there.cluster == credentials.cluster && there.authority == credentials.authority && there.node == node
+            });
+            if !trusted {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            let (end, inside) = wires.wire(Some([own, host]), [Some(life), Some(Rc::clone(&queue.life))]);
+            let identity = PeerIdentity::Node { cluster: credentials.cluster, node: credentials.node };
+            queue.arrive(inside, Some(identity));
+            let stream: Box<dyn Stream> = Box::new(end);
+            Ok(stream)
+        })
     }
 }
 
@@ -332,9 +495,9 @@ impl Listener for NodeListener {
         Box::pin(async move {
             loop {
                 let next = queue.waiting.borrow_mut().pop_front();
-                if let Some(end) = next {
+                if let Some((end, identity)) = next {
                     let stream: Box<dyn Stream> = Box::new(end);
-                    return Ok((stream, peer));
+                    return Ok((stream, identity.unwrap_or(peer)));
                 }
                 queue.arrived.notified().await;
             }

@@ -4,12 +4,14 @@
 //! comes back to the node's thread as the completion of a local future. Clock and network lean on the tokio runtime that the
 //! node's own thread runs in; the other futures do not care where they are polled.
 
+mod certificate;
 mod clock;
 mod clouds;
 mod compute;
 mod disk;
 mod entropy;
 mod network;
+mod peers;
 mod pool;
 mod priority;
 

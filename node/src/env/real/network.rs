@@ -9,7 +9,10 @@ use std::{
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
-use crate::env::{Listener, Local, Network, PeerIdentity, Stream, network::Address};
+use velum_protocol::id::NodeId;
+
+use super::peers;
+use crate::env::{Credentials, Listener, Local, Network, PeerIdentity, Stream, network::Address};
 
 pub(super) struct RealNetwork;
 
@@ -23,6 +26,21 @@ impl Network for RealNetwork {
             };
             Ok(listener)
         })
+    }
+
+    fn listen_peers(&self, address: &Address, credentials: Rc<Credentials>) -> Local<io::Result<Rc<dyn Listener>>> {
+        let address = address.clone();
+        Box::pin(async move { peers::listen(&address, &credentials).await })
+    }
+
+    fn connect_peer(
+        &self,
+        address: &Address,
+        credentials: Rc<Credentials>,
+        node: NodeId,
+    ) -> Local<io::Result<Box<dyn Stream>>> {
+        let address = address.clone();
+        Box::pin(async move { peers::connect(&address, &credentials, node).await })
     }
 }
 
