@@ -276,12 +276,25 @@ impl World {
 
     /// The leader of a group that is well is killed: the others go on in time.
     async fn lose_the_leader(&self) {
+        // Until all have left the membership of two majorities, the old one alone can stop the group.
+        let has_settled = |member: &Rc<Member>| {
+            member.members().is_some_and(|(voters, _, is_joint)| !is_joint && voters.len() == self.all().len())
+        };
+        while !self.all().iter().all(has_settled) {
+            self.sim.sleep_ms(20).await;
+        }
         let Some(leader) = self.leader() else { return self.sim.fail("nobody leads a group that is well".to_owned()) };
         let began_ms = self.sim.now_ms();
         leader.kill();
         let others: Vec<_> = self.all().into_iter().filter(|member| member.node != leader.node).collect();
         while !self.propose(Rc::clone(self.rng.pick(&others))).await {
             self.sim.sleep_ms(20).await;
+            if self.sim.now_ms() > began_ms + SETTLE_MS {
+                let standing: Vec<_> =
+                    others.iter().map(|member| (member.node.0, member.status(), member.members())).collect();
+                self.sim.fail(format!("the group does not go on without its leader: {standing:?}"));
+                break;
+            }
         }
         let took_ms = self.sim.now_ms() - began_ms;
         self.sim.count("leaders lost", 1);
