@@ -488,7 +488,10 @@ impl actor::Machine for Machine {
             Input::Begin => self.begin(effects),
             Input::Tick => self.tick(effects),
             Input::Receive { from, frame, state } => self.receive(from, frame, state, effects),
-            Input::Unreachable(node) => self.raft.report_unreachable(node.0),
+            Input::Unreachable(node) => {
+                self.raft.report_unreachable(node.0);
+                self.lose_forwarded_to(node, effects);
+            }
             Input::SnapshotSent { to, whole } => {
                 let status = if whole { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
                 self.raft.report_snapshot(to.0, status);
@@ -519,6 +522,7 @@ impl actor::Machine for Machine {
             Input::InstallFailed => self.halt("the leader's snapshot cannot be stored; make room and restart", effects),
         }
         self.pump(effects);
+        self.lose_forwarded_to_old_leaders(effects);
         self.report(effects);
     }
 }

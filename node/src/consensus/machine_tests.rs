@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use raft::eraftpb::MessageType;
+use raft::eraftpb::{ConfState, MessageType};
 use velum_protocol::{
     format::raft::{EntryKind, Membership},
-    peer::agreement::MessageKind,
+    peer::{Placement, agreement::MessageKind},
 };
 
 use super::*;
@@ -485,7 +485,48 @@ fn a_proposal_whose_leader_is_gone_is_given_up_in_time() {
     let follower = leader % 3 + 1;
     group.step(follower, Input::Propose { ticket: 5, entry: Bytes::from_static(b"lost") });
     group.network.clear();
-    (0..150).for_each(|_| group.step(follower, Input::Tick));
+    // It is told that the link broke.
+    group.step(follower, Input::Unreachable(NodeId(leader)));
+    assert_eq!(group.members[&follower].answers, [(5, false)]);
+    // Or it misses the leader, and looks for another.
+    group.step(follower, Input::Propose { ticket: 6, entry: Bytes::from_static(b"lost") });
+    group.network.clear();
+    (0..50).for_each(|_| group.step(follower, Input::Tick));
+    assert_eq!(group.members[&follower].answers, [(5, false), (6, false)]);
+}
+
+/// A newcomer waited five seconds for a leader that it had not yet learned to be a member.
+#[test]
+fn only_the_leader_that_has_a_proposal_says_what_became_of_it_member_or_not() {
+    let mut group = Group::new(3, 1);
+    let leader = group.elect();
+    let (follower, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    group.step(follower, Input::Propose { ticket: 5, entry: Bytes::from_static(b"x") });
+    let placed = |from| {
+        let frame = Frame::Placed(velum_protocol::peer::Placed { ticket: 5, placement: Placement::Busy });
+        Input::Receive { from: NodeId(from), frame, state: Bytes::new() }
+    };
+    group.step(follower, placed(other));
+    assert_eq!(group.members[&follower].answers, []);
+    let members = ConfState { voters: vec![follower, other], ..ConfState::default() };
+    group.members.get_mut(&follower).unwrap().machine.raft.mut_store().set_members(members);
+    group.step(follower, placed(leader));
+    assert_eq!(group.members[&follower].answers, [(5, false)]);
+}
+
+/// A leader that lives and forgets a proposal.
+#[test]
+fn a_proposal_that_is_never_placed_is_given_up_in_time() {
+    let mut group = Group::new(3, 1);
+    let leader = group.elect();
+    let follower = leader % 3 + 1;
+    group.step(follower, Input::Propose { ticket: 5, entry: Bytes::from_static(b"lost") });
+    group.network.clear();
+    for _ in 0..120 {
+        group.step(leader, Input::Tick);
+        group.step(follower, Input::Tick);
+        group.settle();
+    }
     assert_eq!(group.members[&follower].answers, [(5, false)]);
 }
 

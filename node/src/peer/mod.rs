@@ -205,7 +205,10 @@ impl Links {
         let handle = self.0.links.borrow().get(&to).map(|link| link.handle.clone());
         match handle {
             Some(handle) => handle.call(Input::Send(frame)),
-            None => Counts::add(&self.0.own.counts.dropped_frames, 1),
+            None => {
+                Counts::add(&self.0.own.counts.dropped_frames, 1);
+                self.0.own.receiver.lost(to);
+            }
         }
     }
 

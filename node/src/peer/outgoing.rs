@@ -192,11 +192,8 @@ impl Machine {
     }
 
     fn send(&mut self, frame: &Frame, effects: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Down | Phase::Stopped) {
-            return effects.push(Effect::Dropped(1));
-        }
         let bytes = frame.encode();
-        if self.queue_bytes + bytes.len() > PEER_QUEUE_BYTES_MAX {
+        if self.phase == Phase::Down || self.queue_bytes + bytes.len() > PEER_QUEUE_BYTES_MAX {
             effects.push(Effect::Dropped(1));
             return effects.push(Effect::Lost);
         }

@@ -51,6 +51,9 @@ pub struct Recipe {
 /// Time for everything to come right once nothing more goes wrong.
 const SETTLE_MS: u64 = 30_000;
 
+/// Time that a group may be without a leader after it was killed.
+const FAILOVER_MS: u64 = 3_000;
+
 impl Recipe {
     /// The world of a seed: three members or five.
     #[must_use]
@@ -132,6 +135,7 @@ impl World {
                 return self.sim.fail(format!("node {node} could not join while nothing was wrong"));
             }
         }
+        self.lose_the_leader().await;
         let before = self.answered.borrow().len();
         self.make_trouble(recipe.trouble_ms).await;
         self.heal();
@@ -268,6 +272,37 @@ impl World {
                 self.sim.fail(format!("OWN7: a read was stale: {why}"));
             }
         }
+    }
+
+    /// The leader of a group that is well is killed: the others go on in time.
+    async fn lose_the_leader(&self) {
+        // Until all have left the membership of two majorities, the old one alone can stop the group.
+        let has_settled = |member: &Rc<Member>| {
+            member.members().is_some_and(|(voters, _, is_joint)| !is_joint && voters.len() == self.all().len())
+        };
+        while !self.all().iter().all(has_settled) {
+            self.sim.sleep_ms(20).await;
+        }
+        let Some(leader) = self.leader() else { return self.sim.fail("nobody leads a group that is well".to_owned()) };
+        let began_ms = self.sim.now_ms();
+        leader.kill();
+        let others: Vec<_> = self.all().into_iter().filter(|member| member.node != leader.node).collect();
+        while !self.propose(Rc::clone(self.rng.pick(&others))).await {
+            self.sim.sleep_ms(20).await;
+            if self.sim.now_ms() > began_ms + SETTLE_MS {
+                let standing: Vec<_> =
+                    others.iter().map(|member| (member.node.0, member.status(), member.members())).collect();
+                self.sim.fail(format!("the group does not go on without its leader: {standing:?}"));
+                break;
+            }
+        }
+        let took_ms = self.sim.now_ms() - began_ms;
+        self.sim.count("leaders lost", 1);
+        self.sim.count("milliseconds without a leader", took_ms);
+        if took_ms > FAILOVER_MS {
+            self.sim.fail(format!("the group was without a leader for {took_ms} ms"));
+        }
+        leader.start();
     }
 
     /// All members come to hold the same, and new proposals are agreed everywhere.

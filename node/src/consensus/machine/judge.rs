@@ -27,7 +27,7 @@ impl Machine {
                 self.receive_raft(*message, state, effects);
             }
             Frame::Propose(propose) if is_member => self.propose_for(from, propose, effects),
-            Frame::Placed(placed) if is_member => self.placed(placed, effects),
+            Frame::Placed(placed) => self.placed(from, placed, effects),
             _ => self.refused_messages += 1,
         }
     }

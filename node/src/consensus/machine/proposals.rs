@@ -29,8 +29,9 @@ pub(super) struct Proposal {
 }
 
 /// A proposal that is with the leader.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Forwarded {
+    leader: u64,
     ticks: u32,
 }
 
@@ -62,7 +63,7 @@ impl Machine {
         let leader = self.leader();
         match leader.filter(|leader| *leader != self.raft.raft.id && self.install.is_none()) {
             Some(leader) => {
-                self.forwarded.insert(ticket, Forwarded::default());
+                self.forwarded.insert(ticket, Forwarded { leader, ticks: 0 });
                 effects.push(Effect::Send { to: NodeId(leader), frame: Frame::Propose(Propose { ticket, entry }) });
             }
             None => effects.push(refuse(ProposeError::NotLeader { leader })),
@@ -104,11 +105,14 @@ impl Machine {
         effects.push(Effect::Send { to: from, frame: Frame::Placed(Placed { ticket, placement }) });
     }
 
-    /// The leader says what became of a proposal.
-    pub(super) fn placed(&mut self, Placed { ticket, placement }: Placed, effects: &mut Vec<Effect>) {
-        if self.forwarded.remove(&ticket).is_none() {
+    /// The leader says what became of a proposal. Whoever else says so is not heard; the leader may be one that the group as
+    /// this member knows it does not have yet.
+    pub(super) fn placed(&mut self, from: NodeId, Placed { ticket, placement }: Placed, effects: &mut Vec<Effect>) {
+        if self.forwarded.get(&ticket).is_none_or(|forwarded| forwarded.leader != from.0) {
+            self.refused_messages += 1;
             return;
         }
+        self.forwarded.remove(&ticket);
         let error = match placement {
             Placement::At { index, term } => {
                 let standing = self.proposals.get(&index).map(|proposal| proposal.term);
@@ -160,13 +164,26 @@ impl Machine {
 
     /// Gives up on proposals that the leader has not placed in time.
     pub(super) fn forget_forwarded(&mut self, effects: &mut Vec<Effect>) {
+        self.forwarded.values_mut().for_each(|forwarded| forwarded.ticks += 1);
+        self.lose_forwarded(|forwarded| forwarded.ticks > PLACE_TICKS_MAX, effects);
+    }
+
+    /// Gives up on proposals that are with a node whose link broke.
+    pub(super) fn lose_forwarded_to(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+        self.lose_forwarded(|forwarded| forwarded.leader == node.0, effects);
+    }
+
+    /// Gives up on proposals that are with somebody who leads no more: whoever waits asks again, and sooner.
+    pub(super) fn lose_forwarded_to_old_leaders(&mut self, effects: &mut Vec<Effect>) {
+        let leader = self.leader();
+        self.lose_forwarded(|forwarded| Some(forwarded.leader) != leader, effects);
+    }
+
+    fn lose_forwarded(&mut self, is_lost: impl Fn(&Forwarded) -> bool, effects: &mut Vec<Effect>) {
         self.forwarded.retain(|ticket, forwarded| {
-            forwarded.ticks += 1;
-            let is_late = forwarded.ticks > PLACE_TICKS_MAX;
-            if is_late {
-                effects.push(Effect::Refuse { ticket: *ticket, error: ProposeError::Lost });
-            }
-            !is_late
+            let is_lost = is_lost(forwarded);
+            effects.extend(is_lost.then_some(Effect::Refuse { ticket: *ticket, error: ProposeError::Lost }));
+            !is_lost
         });
     }
 }
