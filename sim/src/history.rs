@@ -132,6 +132,14 @@ impl Era {
         self.ops.iter().filter(|op| op.is_change())
     }
 
+    /// The write that left `cell` in `sector`, when a write of this era did.
+    #[must_use]
+    pub fn written(&self, sector: u64, cell: Cell) -> Option<&Op> {
+        let (id, _) = cell.origin()?;
+        let at = self.ops.binary_search_by_key(&id, |op| op.id).ok()?;
+        Some(&self.ops[at]).filter(|op| op.is_change() && op.covers(sector) && op.cell(sector) == cell)
+    }
+
     /// Changes and successful reads by block, in the order of invocation. Blocks that nobody touched are left out.
     #[must_use]
     pub fn by_block(&self) -> Vec<(u64, Vec<&Op>)> {

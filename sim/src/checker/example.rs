@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::{
     guest::pattern::Cell,
     history::{Cut, Kind, StepCount, VolumeHistory},
+    rng::Rng,
 };
 
 /// A history of one volume, told in order.
@@ -56,6 +57,38 @@ impl Story {
     pub(crate) fn read_cells(&mut self, first: u64, cells: Vec<Cell>) {
         let (ticket, _) = self.volume.invoke(self.connection, Kind::Read, first, cells.len() as u64, false);
         self.volume.done(ticket, cells);
+    }
+
+    /// A history of two blocks in which every sector that was read holds anything that was ever asked for: true now and then.
+    pub(crate) fn random(rng: &Rng) -> Self {
+        let mut story = Self::new(16);
+        let (mut open, mut ids) = (Vec::new(), Vec::new());
+        for _ in 0..rng.between(2, 12) {
+            let first = rng.below(10);
+            let count = rng.between(1, 16 - first);
+            let kind = *rng.pick(&[Kind::Write, Kind::Write, Kind::Zero, Kind::Read, Kind::Read]);
+            let (ticket, id) = story.volume.invoke(story.connection, kind, first, count, false);
+            if kind == Kind::Write {
+                ids.push((id, first));
+            }
+            open.push((ticket, kind, first, count));
+            while !open.is_empty() && rng.chance(600_000) {
+                let (ticket, kind, first, count) = open.swap_remove(rng.below(open.len() as u64) as usize);
+                let source = rng.below(ids.len() as u64 + 1) as usize;
+                let cell = |sector| match ids.get(source) {
+                    Some((id, from)) if sector >= *from => Cell::stamp(*id, sector - from),
+                    _ => Cell::ZERO,
+                };
+                let is_read = kind == Kind::Read;
+                let cells = if is_read { (first..first + count).map(cell).collect() } else { Vec::new() };
+                story.volume.done(ticket, cells);
+            }
+            if rng.chance(50_000) {
+                story.killed();
+                open.clear();
+            }
+        }
+        story
     }
 
     /// A read of `first` that returns the sectors of write `id`, from its start.

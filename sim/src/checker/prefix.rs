@@ -130,11 +130,7 @@ fn source(era: &Era, sector: u64, cell: Cell, base: Cell, zeroed: Option<Step>) 
     if cell == base && cell != Cell::GARBAGE {
         return Ok(Source { latest: 0, change: None });
     }
-    let written = cell.origin().and_then(|(id, _)| {
-        let at = era.ops.binary_search_by_key(&id, |op| op.id).ok()?;
-        Some(&era.ops[at]).filter(|op| op.is_change() && op.covers(sector) && op.cell(sector) == cell)
-    });
-    match written {
+    match era.written(sector, cell) {
         Some(op) => Ok(Source { latest: op.latest(), change: Some(op) }),
         None if cell == Cell::ZERO => Err(format!("sector {sector} is zero and was neither at the start nor made so")),
         None if cell == Cell::GARBAGE => Err(format!("sector {sector} holds bytes that no guest wrote")),
