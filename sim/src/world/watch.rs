@@ -1,10 +1,15 @@
 //! The eyes of a world: every change of a cloud and every write to a disk is judged at the instant it takes effect.
 
-use std::{cell::RefCell, collections::BTreeMap, path::Path, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    rc::Rc,
+};
 
 use bytes::Bytes;
 use velum_node::keyring::{Keyring, ObjectKind};
-use velum_protocol::id::{ClusterId, Jseq, Seq, VolumeId};
+use velum_protocol::id::{ClusterId, Hash, Jseq, Seq, VolumeId};
 
 use crate::{
     checker::{Verdict, cry1::Nonces, cry2::Canaries, seq1, seq2, seq3, seq4, seq4::Journaled, seq5, seq9},
@@ -30,6 +35,8 @@ pub struct Watch {
     adopted: RefCell<BTreeMap<VolumeId, Jseq>>,
     /// The cloud that was emptied or exchanged and is not whole again.
     unsettled: RefCell<Option<Unsettled>>,
+    /// Relocations that no cloud but one that is being filled again has got.
+    unjudged: RefCell<BTreeSet<Hash>>,
 }
 
 /// A cloud of which nothing is promised until it is whole again.
@@ -63,6 +70,7 @@ impl Watch {
             quorum,
             adopted: RefCell::default(),
             unsettled: RefCell::default(),
+            unjudged: RefCell::default(),
         });
         for cloud in clouds {
             // The eyes hold the clouds: a cloud that held them too would keep every world in memory for ever.
@@ -138,6 +146,10 @@ impl Watch {
             }
             if entry.is_new && record.link.is_empty() {
                 self.sim.count("relocations", 1);
+                self.unjudged.borrow_mut().insert(entry.hash);
+            }
+            // A cloud that is being filled again gets records before those they follow.
+            if !self.is_unsettled(cloud) && self.unjudged.borrow_mut().remove(&entry.hash) {
                 let stored = |object: &str| self.clouds[cloud].bucket.borrow().pristine().get(object).cloned();
                 let verdict = ledger.moved(cloud, id, record, &stored).and_then(|moved| seq9::check(&moved));
                 let place = format!("record {} of volume {} in cloud {cloud}", id.number, id.volume);

@@ -16,7 +16,7 @@ use super::{
     AT_ONCE,
     lives::{self, Progress, Referred},
     machine::{Effect, Entry, Input, Machine, Name, Survey},
-    records::{self, GAP, GAP_UNKNOWN, Start},
+    records::{self, GAP_UNKNOWN, Start},
     roots,
 };
 use crate::{
@@ -184,7 +184,8 @@ async fn sweep(
     if life::ask(&context.array).await != Life::Newest {
         return gone;
     }
-    let start = if gone == Seq(0) { Start::Search(GAP) } else { Start::Behind(gone) };
+    // What a process that died had under way may have come to a cloud since, far below what it was given afterwards.
+    let start = if gone == Seq(0) { Start::Search(GAP_UNKNOWN) } else { Start::Behind(gone) };
     match records::sweep(&context.array, &keys, &target, start, through).await {
         // Objects may go only when no record that names them is left.
         Err(error) => {
