@@ -16,6 +16,10 @@ use crate::{
 /// request to a far cloud takes most of a second.
 const LITTER_MS_MAX: u64 = 30 * 60_000;
 
+/// How long a flush at rest may take. Hundreds of records may be behind when two clouds are left to make d2, each goes to each
+/// cloud after the one before it, and a request to a far cloud takes most of a second.
+const FLUSH_MS_MAX: u64 = 10 * 60_000;
+
 /// How often is looked.
 const LITTER_LOOK_MS: u64 = 2_000;
 
@@ -30,7 +34,7 @@ impl World {
         if !self.came_to_rest().await {
             return;
         }
-        if let Err(why) = self.flush(REST_MS_MAX).await {
+        if let Err(why) = self.flush(FLUSH_MS_MAX).await {
             return self.sim.fail(format!("LIV1 a flush at rest came to nothing: {why}"));
         }
         let mut images = Vec::new();
