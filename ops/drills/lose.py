@@ -64,7 +64,7 @@ def wait_until_listed(node, name, seconds=120):
     node.wait_until_complete(seconds=seconds)
     listed = {cloud["name"]: cloud for cloud in node.velum("cloud", "list")}
     check(listed[name]["lag_records"] == 0, f"cloud {name} lags in `velum cloud list`: {listed[name]}")
-    check(listed[name]["up"], f"cloud {name} is away in `velum cloud list`: {listed[name]}")
+    check(listed[name]["state"] == "up", f"cloud {name} is not up in `velum cloud list`: {listed[name]}")
 
 
 def damage(folder, chance):
