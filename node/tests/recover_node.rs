@@ -656,6 +656,36 @@ fn a_cloud_that_was_away_through_a_recovery_is_brought_to_the_new_life() {
     }
 }
 
+/// A cloud that was away for many checkpoints came back with the root of an old one. The search for the roots of earlier lives
+/// ended after so many checkpoints without one, and what the root names was deleted from under it.
+#[test]
+fn the_root_of_a_checkpoint_long_ago_goes_before_what_it_names() {
+    for seed in 150..152 {
+        run(seed, async |cluster| {
+            let process = cluster.founded().await;
+            let mut history = History { reference: Reference::new(BLOCKS), durable: 0 };
+            write_history(&cluster, &process, &mut history, 6).await;
+            process.converge().await;
+            cluster.cloud("c").away.set(true);
+            let mut guest = process.connect("demo").await;
+            for _ in 0..140 * cluster.config.borrow().checkpoint.records {
+                process.run(guest.ask(history.reference.any(&cluster.rng))).await.unwrap();
+                process.flush("demo").await.unwrap();
+            }
+            history.durable = history.reference.len();
+            process.crash(Crash::LoseAll);
+            let recovered = cluster.recover(&["a", "b"], &["c"], Verify::Full).await.unwrap();
+            let process = serve(&cluster, &recovered, &mut history).await;
+            // The cloud itself sees to it that nothing it holds names what it has not.
+            cluster.cloud("c").away.set(false);
+            write_history(&cluster, &process, &mut history, 5).await;
+            process.converge().await;
+            process.work(120_000).await;
+            expect_no_litter(&cluster, &process);
+        });
+    }
+}
+
 /// A record that is authentic and not the one that the cluster agreed on, as a second head of the same sequence.
 fn forge_fork(cluster: &Cluster, recovered: &Recovered, cloud: &str) {
     let (volume, state) = recovered.state.volumes.iter().next().unwrap();

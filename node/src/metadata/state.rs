@@ -296,6 +296,13 @@ impl VolumeState {
         self.checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.root.incarnation < life)
     }
 
+    /// True when what earlier lives left is condemned and not yet gone from a cloud.
+    #[must_use]
+    pub fn has_leavings_in(&self, cloud: &CloudName) -> bool {
+        let leavings = self.condemned.iter().filter(|((_, number), _)| *number == LEAVINGS);
+        leavings.map(|(_, condemned)| condemned).any(|condemned| !condemned.gone_from.contains(cloud))
+    }
+
     /// The highest seq that `quorum` clouds have passed: everything up to it is at d2.
     #[must_use]
     pub fn durable_seq(&self, quorum: u32) -> Seq {

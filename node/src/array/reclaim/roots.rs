@@ -2,13 +2,16 @@
 //!
 //! The ledger of condemned objects ends with the life that kept it. A new life knows the checkpoint that it began with and
 //! those it makes; older roots, and those of checkpoints that the recovery did not see, it finds through their stubs, which
-//! are never deleted. They must go before anything that they name does.
+//! are never deleted. They must go before anything that they name does, so every checkpoint is looked at: a cloud that was
+//! away now and then has roots of checkpoints that lie far apart.
 
+use futures_util::{TryStreamExt, stream};
 use velum_protocol::{
     format::{checkpoint::STUB_BYTES_MAX, metadata::ObjectRef},
     id::Incarnation,
 };
 
+use super::AT_ONCE;
 use crate::{
     array::{
         context::ArrayContext,
@@ -18,7 +21,7 @@ use crate::{
     keyring::{KeySet, ObjectKind},
 };
 
-/// Checkpoints in a row whose roots are not there before the search for older ones ends.
+/// Checkpoints in a row without a stub before the search for the newest one ends.
 const GAP: u64 = 64;
 
 /// How far beyond the floor a life may have come whose end the recovery did not see: it makes a checkpoint only when the one
@@ -32,23 +35,15 @@ pub(crate) async fn sweep(
     cloud: &Cloud,
     (floor, kept): (u64, &ObjectRef),
 ) -> Result<(), CopyError> {
-    for life in (1..array.incarnation().0).rev().map(Incarnation) {
-        let mut missing = 0;
-        for number in (1..=floor.saturating_add(AHEAD)).rev() {
-            if missing >= GAP {
-                break;
-            }
-            let root = root(array, keys, life, number).await?.filter(|root| root != kept);
-            let Some(root) = root else {
-                missing += 1;
-                continue;
-            };
-            let id = keys.id(ObjectKind::Root, root.incarnation, root.number.0);
-            missing = if array.copies.is_there(cloud, &id).await? { 0 } else { missing + 1 };
-            array.copies.delete(cloud, &id).await?;
-        }
-    }
-    Ok(())
+    let lives = (1..array.incarnation().0).rev().map(Incarnation);
+    let made = lives.flat_map(|life| (1..=floor.saturating_add(AHEAD)).rev().map(move |number| (life, number)));
+    stream::iter(made.map(Ok))
+        .try_for_each_concurrent(AT_ONCE, |(life, number)| async move {
+            let Some(root) = root(array, keys, life, number).await?.filter(|root| root != kept) else { return Ok(()) };
+            // Not asked first: the cloud may only be withholding it, and what it names goes next.
+            array.copies.delete(cloud, &keys.id(ObjectKind::Root, root.incarnation, root.number.0)).await
+        })
+        .await
 }
 
 /// The root of the newest checkpoint of a life whose stub some cloud has, looked for from `last` downwards.

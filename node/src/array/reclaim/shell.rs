@@ -154,9 +154,12 @@ async fn settle(
         return None;
     }
     let array = &context.array;
+    let life = array.incarnation();
+    let is_rid = context.state(|state| !state.lacks_checkpoint_of(life) && !state.has_leavings_in(cloud))?;
     let swept = async {
         records::sweep(array, &keys, &target, Start::Search(GAP_UNKNOWN), floor_seq).await?;
-        roots::sweep(array, &keys, &target, (floor, &kept.root)).await
+        // All that is left of earlier lives is gone only after their roots.
+        if is_rid { Ok(()) } else { roots::sweep(array, &keys, &target, (floor, &kept.root)).await }
     };
     match swept.await {
         Ok(()) => {
