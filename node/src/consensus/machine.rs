@@ -32,7 +32,7 @@ use crate::{actor, env::Instant, journal::Position};
 use install::Install;
 use proposals::{Forwarded, Proposal};
 use reads::Reads;
-use snapshots::{Pending, RETRY_ENTRIES};
+use snapshots::{Pending, RETRY_TICKS};
 
 /// Ticks without a leader before an election at the earliest; twice that at the latest. A tick is 50 ms.
 const ELECTION_TICKS: usize = 20;
@@ -76,6 +76,8 @@ pub(super) enum Input {
     Change { ticket: u64, change: Change },
     /// Somebody wants another leader.
     Transfer { ticket: u64, to: NodeId },
+    /// The journal has no room for others while it keeps raft's records.
+    Crowded,
     /// Records up to this number are durable.
     Synced { through: u64 },
     /// The journal cannot be trusted any more.
@@ -117,6 +119,8 @@ pub(super) enum Effect {
     Trim { through: Position },
     /// Call again in a tick.
     ArmTick,
+    /// Say [`Input::Crowded`] when it is so.
+    WatchJournal,
     /// Everything committed before this life began has been applied.
     CaughtUp,
     /// The group is another one.
@@ -200,7 +204,10 @@ pub(super) struct Machine {
     first_start: bool,
     pending: Option<Pending>,
     snapshot_bytes: u64,
-    retry_after: u64,
+    /// Ticks until a snapshot is tried again that could not be written.
+    retry_ticks: u32,
+    /// The journal needs the room that raft's records take.
+    crowded: bool,
     journal: JournalBounds,
     reported: RaftStatus,
     halted: Option<&'static str>,
@@ -250,7 +257,8 @@ impl Machine {
             first_start,
             pending: None,
             snapshot_bytes: 0,
-            retry_after: 0,
+            retry_ticks: 0,
+            crowded: false,
             journal,
             reported: RaftStatus::default(),
             halted: None,
@@ -260,6 +268,7 @@ impl Machine {
     /// Begins: alone in the group, it leads at once, and what it finds in its log is committed by its own first entry.
     fn begin(&mut self, effects: &mut Vec<Effect>) {
         effects.push(Effect::ArmTick);
+        effects.push(Effect::WatchJournal);
         effects.push(Effect::Members(convert::membership(self.raft.store().members())));
         // What is known to be committed comes first, for it may change the group. It is not all that may be.
         let caught_up_at = self.caught_up_at.take();
@@ -289,6 +298,7 @@ impl Machine {
         self.forget_forwarded(effects);
         self.repeat_reads(effects);
         self.leave_joint();
+        self.retry_snapshot(effects);
     }
 
     /// Raft draws its election timeout from the system's chance; this gives it one that the same history gives again. A
@@ -508,6 +518,11 @@ impl actor::Machine for Machine {
                 self.persisted(through, effects);
                 self.go_on_installing(effects);
             }
+            Input::Crowded => {
+                effects.push(Effect::WatchJournal);
+                self.crowded = true;
+                self.maybe_snapshot(effects);
+            }
             Input::JournalFailed => self.halt("the journal failed", effects),
             Input::Snapshotted { index, bytes } => {
                 self.snapshotted(index, bytes, effects);
@@ -515,7 +530,7 @@ impl actor::Machine for Machine {
             }
             Input::SnapshotFailed => {
                 self.pending = None;
-                self.retry_after = self.applied + RETRY_ENTRIES;
+                self.retry_ticks = RETRY_TICKS;
                 self.go_on_installing(effects);
             }
             Input::Installed { bytes } => self.installed(bytes, effects),

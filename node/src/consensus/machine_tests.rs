@@ -200,6 +200,7 @@ impl Group {
                 Effect::Snapshot { .. }
                 | Effect::Trim { .. }
                 | Effect::ArmTick
+                | Effect::WatchJournal
                 | Effect::Members(_)
                 | Effect::Report(_) => {}
             }

@@ -185,6 +185,13 @@ impl ActorShell<Machine> for Shell {
             Effect::Restore { state } => self.restore(&state, own),
             Effect::Trim { through } => self.journal.trim(StreamId::Raft, through),
             Effect::ArmTick => own.after(&*self.env.clock, TICK, Input::Tick),
+            Effect::WatchJournal => {
+                let crowded = self.journal.crowded();
+                own.spawn(async move {
+                    crowded.await;
+                    Input::Crowded
+                });
+            }
             Effect::CaughtUp => self.shared.start_ended(Ok(())),
             Effect::Members(members) => *self.shared.members.borrow_mut() = members,
             Effect::Report(status) => self.shared.status.set(status),

@@ -270,6 +270,35 @@ fn copies_are_begun_only_when_they_leave_raft_room() {
     assert_eq!(machine.next_chore(), None, "what is left is raft's");
 }
 
+/// A little of raft's was live in each full file, what was left of the active one was too small for copies to be risked, and
+/// volumes waited for ever.
+#[test]
+fn raft_is_told_when_its_records_are_all_that_keeps_files() {
+    let mut machine = machine();
+    machine.growth_refused = true;
+    let mut number = 0;
+    while !machine.ready.is_empty() {
+        number += 1;
+        append(&mut machine, StreamId::Raft, number, 1 << 10);
+        append(&mut machine, BUSY, number, 2 << 10);
+    }
+    while machine.active_left() > SETTINGS.file_bytes / 2 {
+        number += 1;
+        append(&mut machine, StreamId::Raft, number, 1 << 10);
+    }
+    machine.trim(BUSY, at(number));
+    sync(&mut machine);
+    machine.growth_refused = true;
+    assert_eq!(tidy(&mut machine), [] as [u32; 0]);
+    assert!(!machine.has_room(1));
+    assert!(machine.is_crowded_by(StreamId::Raft));
+    assert!(!machine.is_crowded_by(BUSY));
+    machine.trim(StreamId::Raft, at(number - 1));
+    tidy(&mut machine);
+    assert!(machine.has_room(1));
+    assert!(!machine.is_crowded_by(StreamId::Raft));
+}
+
 #[test]
 fn the_ring_grows_to_its_bound_and_no_further() {
     let mut machine = machine();

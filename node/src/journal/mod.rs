@@ -229,6 +229,11 @@ impl Journal {
         self.shared.room(bytes)
     }
 
+    /// Completes when there is no room for volumes and part of what takes it is raft's. Trims of raft's stream help then.
+    pub fn crowded(&self) -> Local<()> {
+        self.shared.crowded()
+    }
+
     /// Notes what is durable and trimmed, and syncs: after this a start has no unsynced end to judge.
     ///
     /// # Errors

@@ -59,6 +59,8 @@ pub(super) struct Inner {
     chore_running: bool,
     /// Told whenever there may be more room.
     room: Rc<Notify>,
+    /// Told when only raft can make room.
+    crowded: Rc<Notify>,
     pub(super) syncs: u64,
     pub(super) bytes_written: u64,
     /// Counted in from the moment the node has metrics: replay comes before.
@@ -96,6 +98,15 @@ impl Inner {
             self.roll()?;
         }
         self.put(RecordKind::Stream(stream, at), body)
+    }
+
+    /// The next piece of tidying. When none helps and raft's records take room that is needed, raft is told.
+    fn next_chore(&mut self) -> Option<Chore> {
+        let chore = self.machine.next_chore();
+        if chore.is_none() && self.machine.is_crowded_by(StreamId::Raft) {
+            self.crowded.notify_one();
+        }
+        chore
     }
 
     /// Goes on in the next ready file.
@@ -208,6 +219,7 @@ impl Shared {
             sync_running: false,
             chore_running: true,
             room: Rc::new(Notify::new()),
+            crowded: Rc::new(Notify::new()),
             syncs: 0,
             bytes_written: 0,
             metrics: None,
@@ -343,6 +355,12 @@ impl Shared {
         .boxed_local()
     }
 
+    /// Completes when only raft can make room.
+    pub(super) fn crowded(&self) -> Local<()> {
+        let crowded = Rc::clone(&self.0.borrow().crowded);
+        async move { crowded.notified().await }.boxed_local()
+    }
+
     /// Lets chores run from now on.
     pub(super) fn begin_chores(&self) {
         self.0.borrow_mut().chore_running = false;
@@ -355,7 +373,7 @@ impl Shared {
         if inner.chore_running || inner.poison.is_some() {
             return;
         }
-        let Some(chore) = inner.machine.next_chore() else { return };
+        let Some(chore) = inner.next_chore() else { return };
         inner.chore_running = true;
         drop(inner);
         let shared = self.clone();
@@ -370,7 +388,7 @@ impl Shared {
                 if go_on {
                     inner.room.notify_waiters();
                 }
-                next = if go_on && inner.poison.is_none() { inner.machine.next_chore() } else { None };
+                next = if go_on && inner.poison.is_none() { inner.next_chore() } else { None };
             }
             shared.0.borrow_mut().chore_running = false;
         });

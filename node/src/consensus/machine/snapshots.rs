@@ -12,8 +12,8 @@ const LOG_ENTRIES_MAX: usize = 4096;
 /// snapshots cost less than the log they replace.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
-/// Entries to wait for after a snapshot could not be written.
-pub(super) const RETRY_ENTRIES: u64 = 256;
+/// Ticks to wait after a snapshot could not be written: ten seconds.
+pub(super) const RETRY_TICKS: u32 = 200;
 
 /// A snapshot that is being written.
 #[derive(Clone, Copy, Debug)]
@@ -23,14 +23,14 @@ pub(super) struct Pending {
 }
 
 impl Machine {
-    /// Asks for a snapshot when the log is long, and at the very first start: from then on a journal without raft records is
-    /// known to be a lost one.
+    /// Asks for a snapshot when the log is long or the journal needs its room, and at the very first start: from then on a
+    /// journal without raft records is known to be a lost one.
     pub(super) fn maybe_snapshot(&mut self, effects: &mut Vec<Effect>) {
         let bytes_max = LOG_BYTES_MAX.max(self.snapshot_bytes).min(self.journal.bytes_max / 8);
         let is_long = self.raft.store().entries_behind() >= LOG_ENTRIES_MAX || self.records_bytes >= bytes_max;
         let is_first = self.first_start && self.caught_up_at.is_none();
         let is_busy = self.pending.is_some() || self.install.is_some();
-        if is_busy || !(is_long || is_first) || self.applied < self.retry_after {
+        if is_busy || !(is_long || is_first || self.crowded) || self.retry_ticks > 0 {
             return;
         }
         let index = self.applied;
@@ -45,6 +45,7 @@ impl Machine {
             return;
         }
         self.pending = Some(Pending { index, from_record });
+        self.crowded = false;
         let store = self.raft.store();
         // What is known to be committed beyond the snapshot may not be durable here yet.
         let hard_state = format::HardState { commit: index, ..convert::hard_state(store.hard_state()) };
@@ -55,6 +56,14 @@ impl Machine {
             state: Bytes::new(),
         });
         effects.push(Effect::Snapshot { index, term, snapshot });
+    }
+
+    /// Another tick has gone by since a snapshot could not be written.
+    pub(super) fn retry_snapshot(&mut self, effects: &mut Vec<Effect>) {
+        if self.retry_ticks > 0 {
+            self.retry_ticks -= 1;
+            self.maybe_snapshot(effects);
+        }
     }
 
     pub(super) fn snapshotted(&mut self, index: u64, bytes: u64, effects: &mut Vec<Effect>) {
@@ -80,3 +89,7 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "snapshots_tests.rs"]
+mod tests;

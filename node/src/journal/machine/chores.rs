@@ -3,8 +3,8 @@
 use velum_protocol::format::journal::RECORDS_OFFSET;
 
 use super::{
-    Chore, FileState, Machine, NEARLY_DEAD_DIVISOR, Phase, REMOVED, RESERVE_FILES, RING_RECORD_BYTES_MAX,
-    encode_header, with_slack,
+    Chore, FileState, Machine, NEARLY_DEAD_DIVISOR, Phase, REMOVED, RESERVE_FILES, RING_RECORD_BYTES_MAX, Span,
+    StreamId, encode_header, with_slack,
 };
 
 impl Machine {
@@ -13,8 +13,7 @@ impl Machine {
         if let Some(file) = self.recyclable() {
             return Some(self.prepare(file));
         }
-        // One file for volumes, or as many as a long write needs that waits.
-        let is_enough = self.ready.len() > RESERVE_FILES && self.has_room(self.wanted_bytes);
+        let is_enough = self.is_enough();
         if is_enough && !self.is_half_used() {
             return None;
         }
@@ -29,6 +28,18 @@ impl Machine {
         }
         // The ring is as large as it gets: even a file that is mostly live gives some room back.
         self.victim_up_to(3, NEARLY_DEAD_DIVISOR).map(|file| Chore::CopyForward { file })
+    }
+
+    /// One file for volumes, or as many as a long write needs that waits.
+    fn is_enough(&self) -> bool {
+        self.ready.len() > RESERVE_FILES && self.has_room(self.wanted_bytes)
+    }
+
+    /// True when more files are needed than are ready, and trims of `stream` would let some go.
+    pub(in crate::journal) fn is_crowded_by(&self, stream: StreamId) -> bool {
+        let holds = |span: &Span| self.is_live(stream, span.last);
+        let mut full = self.files.values().filter(|state| state.phase == Phase::Full);
+        !self.is_enough() && full.any(|state| state.spans.get(&stream).is_some_and(holds))
     }
 
     /// True when more than half of the files the ring may have are in use.
