@@ -686,6 +686,36 @@ fn the_root_of_a_checkpoint_long_ago_goes_before_what_it_names() {
     }
 }
 
+/// Two clouds lacked the stubs of many checkpoints that the third had. A recovery from the two saw none of those checkpoints, and
+/// the search for their roots in the third ended two numbers above the last one that it did see.
+#[test]
+fn the_root_of_a_checkpoint_that_the_recovery_did_not_see_goes_before_what_it_names() {
+    for seed in 155..159 {
+        run(seed, async |cluster| {
+            let process = cluster.founded().await;
+            let mut history = History { reference: Reference::new(BLOCKS), durable: 0 };
+            write_history(&cluster, &process, &mut history, 6).await;
+            process.converge().await;
+            let refuse = |kind| ["a", "b"].map(|name| cluster.cloud(name).refused.set(kind));
+            refuse(Some(ObjectKind::Stub));
+            write_history(&cluster, &process, &mut history, 60).await;
+            process.crash(Crash::LoseAll);
+            cluster.cloud("c").away.set(true);
+            // It had deleted records that the new life, which knows of no newer checkpoint, brings there again.
+            cluster.cloud("c").deleted.borrow_mut().clear();
+            refuse(None);
+            let recovered = cluster.recover(&["a", "b"], &["c"], Verify::Full).await.unwrap();
+            let process = serve(&cluster, &recovered, &mut history).await;
+            // The cloud itself sees to it that nothing it holds names what it has not.
+            cluster.cloud("c").away.set(false);
+            write_history(&cluster, &process, &mut history, 5).await;
+            process.converge().await;
+            process.work(120_000).await;
+            expect_no_litter(&cluster, &process);
+        });
+    }
+}
+
 /// A record that is authentic and not the one that the cluster agreed on, as a second head of the same sequence.
 fn forge_fork(cluster: &Cluster, recovered: &Recovered, cloud: &str) {
     let (volume, state) = recovered.state.volumes.iter().next().unwrap();

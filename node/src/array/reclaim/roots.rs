@@ -5,7 +5,7 @@
 //! are never deleted. They must go before anything that they name does, so every checkpoint is looked at: a cloud that was
 //! away now and then has roots of checkpoints that lie far apart.
 
-use futures_util::{TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use velum_protocol::{
     format::{checkpoint::STUB_BYTES_MAX, metadata::ObjectRef},
     id::Incarnation,
@@ -21,12 +21,9 @@ use crate::{
     keyring::{KeySet, ObjectKind},
 };
 
-/// Checkpoints in a row without a stub before the search for the newest one ends.
+/// Checkpoints in a row without a stub before the search for the newest one ends. A life may have come far beyond what the
+/// recovery saw: a cloud is given the stubs that it missed lowest first, and until then shows none of the newer ones.
 const GAP: u64 = 64;
-
-/// How far beyond the floor a life may have come whose end the recovery did not see: it makes a checkpoint only when the one
-/// before is committed.
-const AHEAD: u64 = 2;
 
 /// Deletes the roots of earlier lives from a cloud whose floor is checkpoint `floor` with the root `kept`.
 pub(crate) async fn sweep(
@@ -35,25 +32,45 @@ pub(crate) async fn sweep(
     cloud: &Cloud,
     (floor, kept): (u64, &ObjectRef),
 ) -> Result<(), CopyError> {
-    let lives = (1..array.incarnation().0).rev().map(Incarnation);
-    let made = lives.flat_map(|life| (1..=floor.saturating_add(AHEAD)).rev().map(move |number| (life, number)));
-    stream::iter(made.map(Ok))
-        .try_for_each_concurrent(AT_ONCE, |(life, number)| async move {
-            let Some(root) = root(array, keys, life, number).await?.filter(|root| root != kept) else { return Ok(()) };
-            // Not asked first: the cloud may only be withholding it, and what it names goes next.
-            array.copies.delete(cloud, &keys.id(ObjectKind::Root, root.incarnation, root.number.0)).await
-        })
-        .await
+    for life in (1..array.incarnation().0).rev().map(Incarnation) {
+        let newest = last(array, keys, life, floor).await?;
+        stream::iter((1..=newest).rev().map(Ok))
+            .try_for_each_concurrent(AT_ONCE, |number| async move {
+                let root = root(array, keys, life, number).await?.filter(|root| root != kept);
+                let Some(root) = root else { return Ok(()) };
+                // Not asked first: the cloud may only be withholding it, and what it names goes next.
+                array.copies.delete(cloud, &keys.id(ObjectKind::Root, root.incarnation, root.number.0)).await
+            })
+            .await?;
+    }
+    Ok(())
 }
 
-/// The root of the newest checkpoint of a life whose stub some cloud has, looked for from `last` downwards.
+/// The highest checkpoint of a life whose stub some cloud has, `known` or above.
+async fn last(array: &ArrayContext, keys: &KeySet, life: Incarnation, known: u64) -> Result<u64, CopyError> {
+    let mut last = known;
+    let mut asked = stream::iter(known.saturating_add(1)..)
+        .map(|number| async move { Ok::<_, CopyError>((number, root(array, keys, life, number).await?.is_some())) })
+        .buffered(AT_ONCE);
+    while let Some(answer) = asked.next().await {
+        match answer? {
+            (number, true) => last = number,
+            (number, false) if number - last >= GAP => break,
+            (_, false) => {}
+        }
+    }
+    Ok(last)
+}
+
+/// The root of the newest checkpoint of a life whose stub some cloud has; it came as far as `known` at least.
 pub(crate) async fn newest(
     array: &ArrayContext,
     keys: &KeySet,
     life: Incarnation,
-    last: u64,
+    known: u64,
 ) -> Result<Option<ObjectRef>, CopyError> {
-    for number in (1..=last.saturating_add(AHEAD)).rev().take(usize::try_from(GAP).unwrap_or(usize::MAX)) {
+    let last = last(array, keys, life, known).await?;
+    for number in (1..=last).rev().take(usize::try_from(GAP).unwrap_or(usize::MAX)) {
         if let Some(root) = root(array, keys, life, number).await? {
             return Ok(Some(root));
         }
