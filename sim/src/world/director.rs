@@ -326,7 +326,7 @@ impl World {
         }
         self.sim.later(for_ms, move || {
             cloud.faults.heal();
-            cloud.bucket.borrow_mut().repent();
+            cloud.repent();
         });
     }
 
@@ -359,7 +359,7 @@ impl World {
         self.sim.count(if without.is_some() { "lost machines with a cloud" } else { "lost machines" }, 1);
         for cloud in self.around.clouds.values() {
             cloud.faults.heal();
-            cloud.bucket.borrow_mut().repent();
+            cloud.repent();
         }
         // What the dead machine had under way reaches the clouds or does not; then it is over.
         self.sim.sleep_ms(30_000).await;

@@ -62,7 +62,7 @@ impl World {
         self.around.wires.faults.stalled_until_ms.set(0);
         for cloud in self.around.clouds.values() {
             cloud.faults.heal();
-            cloud.bucket.borrow_mut().repent();
+            cloud.repent();
         }
     }
 

@@ -187,6 +187,14 @@ impl SimCloud {
         self.hidden.replace(None);
     }
 
+    /// Serves what was stored again, also in the place that is to be put back.
+    pub fn repent(&self) {
+        self.bucket.borrow_mut().repent();
+        if let Some(hidden) = self.hidden.borrow_mut().as_mut() {
+            hidden.repent();
+        }
+    }
+
     fn fate(&self, kind: &str) -> Fate {
         let (faults, now_ms) = (&self.faults, self.sim.now_ms());
         if faults.away_until_ms.get() > now_ms {
