@@ -5,6 +5,15 @@ use super::Verdict;
 /// How long anything may take once all is well, in simulated milliseconds.
 pub const REST_MS_MAX: u64 = 180_000;
 
+/// How long a record may take to a far cloud: each goes there after the one before it, with two requests.
+const RECORD_MS_MAX: u64 = 1_000;
+
+/// How long things may take that wait for clouds which lacked `backlog` records when the last trouble ended.
+#[must_use]
+pub const fn rest_ms_max(backlog: u64) -> u64 {
+    REST_MS_MAX + backlog * RECORD_MS_MAX
+}
+
 /// Judges `open` requests that have had no answer for `waited_ms` since the last trouble.
 ///
 /// # Errors
@@ -26,5 +35,11 @@ mod tests {
         assert_eq!(check_answered(0, u64::MAX), Ok(()));
         assert_eq!(check_answered(3, REST_MS_MAX), Ok(()));
         assert!(check_answered(1, REST_MS_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_backlog_gives_time_by_its_length() {
+        assert_eq!(rest_ms_max(0), REST_MS_MAX);
+        assert_eq!(rest_ms_max(60), REST_MS_MAX + 60_000);
     }
 }

@@ -11,7 +11,7 @@ use velum_node::keyring::IDENTITY_NAME;
 use velum_protocol::admin::{CloudState, Request, Response};
 
 use super::World;
-use crate::{checker::liv1::REST_MS_MAX, env::cloud::SimCloud};
+use crate::env::cloud::SimCloud;
 
 /// A cloud that is not in its place.
 #[derive(Clone)]
@@ -109,8 +109,8 @@ impl World {
     }
 
     /// At rest every place is right again and every cloud whole; `false` when one never is.
-    pub(super) async fn places_are_right(&self) -> bool {
-        let until_ms = self.sim.now_ms() + REST_MS_MAX;
+    pub(super) async fn places_are_right(&self, rest_ms_max: u64) -> bool {
+        let until_ms = self.sim.now_ms() + rest_ms_max;
         while let Some(Misplaced { cloud, phase, .. }) = self.now_misplaced() {
             if self.sim.now_ms() > until_ms {
                 let name = cloud.name();

@@ -16,10 +16,6 @@ use crate::{
 /// request to a far cloud takes most of a second.
 const LITTER_MS_MAX: u64 = 30 * 60_000;
 
-/// How long a flush at rest may take. Hundreds of records may be behind when two clouds are left to make d2, each goes to each
-/// cloud after the one before it, and a request to a far cloud takes most of a second.
-const FLUSH_MS_MAX: u64 = 10 * 60_000;
-
 /// How often is looked.
 const LITTER_LOOK_MS: u64 = 2_000;
 
@@ -34,7 +30,8 @@ impl World {
         if !self.came_to_rest().await {
             return;
         }
-        if let Err(why) = self.flush(FLUSH_MS_MAX).await {
+        let rest_ms_max = liv1::rest_ms_max(self.backlog().await);
+        if let Err(why) = self.flush(rest_ms_max).await {
             return self.sim.fail(format!("LIV1 a flush at rest came to nothing: {why}"));
         }
         let mut images = Vec::new();
@@ -44,7 +41,7 @@ impl World {
                 Err(error) => return self.sim.fail(format!("LIV1 at rest: {error}")),
             }
         }
-        if self.places_are_right().await && self.caught_up().await {
+        if self.places_are_right(rest_ms_max).await && self.caught_up(rest_ms_max).await {
             self.compare(&images);
             self.rid_of_litter().await;
         }
@@ -86,9 +83,21 @@ impl World {
         }
     }
 
+    /// Records that clouds lack.
+    async fn backlog(&self) -> u64 {
+        let mut backlog = 0;
+        for guest in &self.guests {
+            let request = Request::ShowVolume { name: guest.export.clone() };
+            if let Some(Ok(Response::Volume(status))) = self.host().admin(request, 10_000).await {
+                backlog += status.clouds.iter().map(|cloud| cloud.lag_records).max().unwrap_or_default();
+            }
+        }
+        backlog
+    }
+
     /// SEQ8: every cloud's lag returns to zero.
-    async fn caught_up(&self) -> bool {
-        let until_ms = self.sim.now_ms() + REST_MS_MAX;
+    async fn caught_up(&self, rest_ms_max: u64) -> bool {
+        let until_ms = self.sim.now_ms() + rest_ms_max;
         for guest in &self.guests {
             loop {
                 let request = Request::ShowVolume { name: guest.export.clone() };
