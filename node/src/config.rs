@@ -155,6 +155,15 @@ pub struct JournalConfig {
     pub bytes_max: Size,
 }
 
+impl JournalConfig {
+    /// Files the ring must be allowed to have: one that is written to, two that are left to raft, and room for a guest's longest
+    /// write (32 MiB) with what surrounds it.
+    #[must_use]
+    pub fn files_min(&self) -> u64 {
+        3 + Size::mib(36).bytes().div_ceil(self.file_bytes.bytes().max(1))
+    }
+}
+
 /// When dirty extents go to the clouds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -233,6 +233,12 @@ impl Judge<'_> {
             let remedy = "the ring needs 2 files at least, and all initial files within journal.bytes_max";
             self.fault("journal.files_initial", what, remedy);
         }
+        let ring_min = journal.file_bytes.bytes().saturating_mul(journal.files_min());
+        if ring_min > journal.bytes_max.bytes() {
+            let what = format!("{} has no room for the longest write beside what raft needs", journal.bytes_max);
+            let remedy = format!("give at least {}, or smaller journal.file_bytes", Size::from_bytes(ring_min));
+            self.fault("journal.bytes_max", what, remedy);
+        }
         if dirty > journal.bytes_max.bytes() {
             let what = format!("half of memory ({}) may be dirty, the journal holds less", Size::from_bytes(dirty));
             self.fault("journal.bytes_max", what, "raise it, or lower memory");

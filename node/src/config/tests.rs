@@ -222,6 +222,7 @@ fn every_rule_refuses_its_breach_by_name() {
         (|c| c.memory = Size::mib(1), "memory", "64MiB"),
         (|c| c.memory = Size::mib(8192), "journal.bytes_max", "half of memory"),
         (|c| c.journal.file_bytes = Size::mib(1), "journal.file_bytes", "16MiB"),
+        (|c| c.journal.bytes_max = Size::mib(192), "journal.bytes_max", "256MiB"),
         (|c| c.journal.files_initial = 1, "journal.files_initial", "2 files"),
         (|c| c.journal.files_initial = 1000, "journal.files_initial", "bytes_max"),
         (|c| c.flush.bytes = Size::default(), "flush.bytes", "cannot start"),

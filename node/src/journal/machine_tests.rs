@@ -7,15 +7,19 @@ use velum_protocol::{
 };
 
 use super::*;
+use crate::config::{JournalConfig, Size};
 
 const SETTINGS: JournalSettings = JournalSettings { file_bytes: 64 << 10, files_at_start: 4, bytes_max: 512 << 10 };
 const BUSY: StreamId = StreamId::Volume(VolumeId([1; 16]));
 const STALLED: StreamId = StreamId::Volume(VolumeId([2; 16]));
 
+fn identity() -> JournalIdentity {
+    JournalIdentity { cluster: ClusterId([9; 16]), node: NodeId(1) }
+}
+
 /// A machine with four files, the first of them active and its ring record placed.
 fn machine() -> Machine {
-    let identity = JournalIdentity { cluster: ClusterId([9; 16]), node: NodeId(1) };
-    let mut machine = Machine::new(identity, SETTINGS, Known::default());
+    let mut machine = Machine::new(identity(), SETTINGS, Known::default());
     for _ in 0..4 {
         let Chore::Create { file, .. } = machine.create() else { panic!("a new ring is created") };
         machine.prepared(file);
@@ -297,6 +301,26 @@ fn raft_is_told_when_its_records_are_all_that_keeps_files() {
     tidy(&mut machine);
     assert!(machine.has_room(1));
     assert!(!machine.is_crowded_by(StreamId::Raft));
+}
+
+/// Settings were accepted under which a guest's long write would have waited for ever.
+#[test]
+fn the_smallest_ring_that_may_be_configured_takes_the_longest_write() {
+    for mebibytes in [16, 18, 36, 64] {
+        let config = JournalConfig { file_bytes: Size::mib(mebibytes), ..JournalConfig::default() };
+        let (file_bytes, files) = (config.file_bytes.bytes(), config.files_min());
+        let settings = JournalSettings { file_bytes, files_at_start: 2, bytes_max: file_bytes * files };
+        let mut machine = Machine::new(identity(), settings, Known::default());
+        for _ in 0..files {
+            let Chore::Create { file, .. } = machine.create() else { panic!("a new ring is created") };
+            machine.prepared(file);
+        }
+        roll(&mut machine);
+        // The file that is written to may be as good as full.
+        machine.next = file_bytes;
+        assert!(machine.has_room(32 << 20), "{files} files of {mebibytes} MiB");
+        assert!(files > 4 || mebibytes >= 36);
+    }
 }
 
 #[test]
