@@ -25,7 +25,7 @@ use cluster::{
 use futures_util::future::{Either, select};
 use velum_node::{
     array::recover::Verify,
-    keyring::{IDENTITY_NAME, ObjectKind},
+    keyring::{IDENTITY_NAME, ObjectId, ObjectKind},
 };
 use velum_protocol::admin::{CloudState, CloudStatus, ProblemKind, Request, Response};
 
@@ -144,6 +144,32 @@ fn an_emptied_cloud_is_filled_anew_when_an_operator_says_so_and_not_before() {
             assert_recovers(&cluster, &reference, ["b", "c"], "a").await;
         });
     }
+}
+
+/// A record that was under way when a cloud was emptied came to the empty place. By the time the cloud was filled again the
+/// checkpoint it was given lay more than a thousand records higher, and the record stayed there for ever.
+#[test]
+fn a_record_that_came_late_to_an_emptied_cloud_does_not_stay() {
+    run(16, async |cluster| {
+        let (process, mut reference) = with_history(&cluster, 12).await;
+        let head = process.state().volumes.values().next().unwrap().head.seq.0;
+        cluster.cloud("c").wipe();
+        write(&cluster, &process, &mut reference, 1).await;
+        let is_late = |id: &ObjectId| id.kind == ObjectKind::Record && id.number == head + 1;
+        let late = cluster.cloud("a").names().into_iter().find(|(_, id)| id.as_ref().is_some_and(is_late)).unwrap().0;
+        let stored = cluster.cloud("a").contents()[&late].clone();
+        cluster.cloud("c").plant(&late, stored);
+        let mut guest = process.connect("demo").await;
+        while process.state().volumes.values().next().unwrap().head.seq.0 < head + 1_200 {
+            process.run(guest.ask(reference.any(&cluster.rng))).await.unwrap();
+            process.flush("demo").await.unwrap();
+        }
+        process.work(120_000).await;
+        resync(&process, "c").await.unwrap();
+        process.converge().await;
+        process.work(60_000).await;
+        assert!(!cluster.cloud("c").ids().iter().any(is_late));
+    });
 }
 
 /// A crash at any moment of a resync leaves nothing that the next start takes for more than it is.

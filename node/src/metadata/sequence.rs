@@ -64,15 +64,17 @@ impl State {
                 volume.lineage = volume.lineage.next();
                 Ok(Answer::Done)
             }
-            Command::MoveCursor { volume, cloud, seq } => {
+            Command::MoveCursor { volume: volume_id, cloud, seq } => {
                 let clouds: Vec<_> = self.clouds.iter().map(|entry| entry.name.clone()).collect();
-                let volume = self.volume_mut(*volume)?;
+                let volume = self.volume_mut(*volume_id)?;
                 if !clouds.contains(cloud) || *seq > volume.head.seq {
                     return Err(Rejection::CursorUnfit);
                 }
                 let cursor = volume.cursors.entry(cloud.clone()).or_insert(Seq(0));
                 *cursor = (*cursor).max(*seq);
+                let reached = *cursor;
                 volume.drop_records(&clouds);
+                self.left.retain(|at, left| *at != (*volume_id, cloud.clone()) || *left > reached);
                 Ok(Answer::Done)
             }
             _ => unreachable!("apply_command routes sequence commands only"),
@@ -84,9 +86,12 @@ impl State {
         if !self.clouds.iter().any(|entry| entry.name == *cloud) {
             return Err(Rejection::CursorUnfit);
         }
-        for volume in self.volumes.values_mut() {
+        for (id, volume) in &mut self.volumes {
             // Not removed: a cloud that begins anew may hold what one that never began cannot.
-            volume.cursors.insert(cloud.clone(), Seq(0));
+            if let Some(reached) = volume.cursors.insert(cloud.clone(), Seq(0)) {
+                let left = self.left.entry((*id, cloud.clone())).or_default();
+                *left = (*left).max(reached);
+            }
             volume.checkpoint_cursors.remove(cloud);
         }
         Ok(Answer::Done)

@@ -17,8 +17,10 @@ use super::apply::{Answer, Rejection};
 /// Marks a saved state.
 pub const STATE_MAGIC: [u8; 4] = *b"VMET";
 /// Version of the saved form.
-pub const STATE_VERSION: u16 = 2;
-/// The version before, which ends before the nodes.
+pub const STATE_VERSION: u16 = 3;
+/// The version before, which ends before what clouds were left with.
+const STATE_WITHOUT_LEFT: u16 = 2;
+/// The version before that, which ends before the nodes.
 const STATE_WITHOUT_NODES: u16 = 1;
 /// Longest saved state.
 pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
@@ -33,8 +35,9 @@ const CHANGE_FIRST: u64 = 1;
 /// refers to; objects are numbered from 1.
 pub const LEAVINGS: ObjectNumber = ObjectNumber(0);
 
-/// What a state of the version before has no room for.
+/// What states of the versions before have no room for.
 const NO_NODES: BTreeMap<NodeId, NodeEntry> = BTreeMap::new();
+const NOTHING_LEFT: BTreeMap<(VolumeId, CloudName), Seq> = BTreeMap::new();
 
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +64,9 @@ pub struct State {
     pub answered: VecDeque<(RequestId, Result<Answer, Rejection>)>,
     /// Nodes by number, retired ones too: a number is never used again.
     pub nodes: BTreeMap<NodeId, NodeEntry>,
+    /// Where the cursor of a volume stood in a cloud when it began anew, until it is beyond that again: records up to there and
+    /// a step beyond may still be in the cloud, and nothing else tells where.
+    pub left: BTreeMap<(VolumeId, CloudName), Seq>,
 }
 
 /// A node as the cluster knows it.
@@ -209,6 +215,7 @@ impl State {
             catalogue_wanted: CHANGE_FIRST,
             answered: VecDeque::new(),
             nodes: BTreeMap::new(),
+            left: BTreeMap::new(),
         }
     }
 
@@ -248,7 +255,11 @@ impl State {
         let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
         match u16::from_le_bytes(*version) {
             STATE_VERSION => Ok(codec::decode(rest, STATE_BYTES_MAX)?),
-            STATE_WITHOUT_NODES => Ok(codec::decode(&[rest, &codec::encode(&NO_NODES)].concat(), STATE_BYTES_MAX)?),
+            STATE_WITHOUT_LEFT => Ok(codec::decode(&[rest, &codec::encode(&NOTHING_LEFT)].concat(), STATE_BYTES_MAX)?),
+            STATE_WITHOUT_NODES => {
+                let missing = codec::encode(&(NO_NODES, NOTHING_LEFT));
+                Ok(codec::decode(&[rest, &missing].concat(), STATE_BYTES_MAX)?)
+            }
             version => Err(LoadError::NewerVersion(version)),
         }
     }

@@ -290,6 +290,33 @@ fn a_cloud_that_begins_anew_has_nothing_and_holds_back_what_it_needs() {
     assert!(bench.state.volumes[&VOLUME].records.contains_key(&Seq(2)), "cloud c lacks it");
 }
 
+/// A record that came to a cloud just after it was emptied lay far below the checkpoint that the cloud was given then, and
+/// nothing told where: it stayed for ever.
+#[test]
+fn how_far_a_cloud_reached_is_known_until_it_is_there_again() {
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    for seq in 1..=4 {
+        bench.append(epoch, seq, seq, seq).unwrap();
+    }
+    let left = |bench: &Bench| bench.state.left.get(&(VOLUME, CloudName("c".into()))).copied();
+    let resync = || Command::ResyncCloud { cloud: CloudName("c".into()) };
+    bench.run(resync()).unwrap();
+    assert_eq!(left(&bench), None, "it never had anything");
+    bench.move_cursor("c", 3).unwrap();
+    bench.run(resync()).unwrap();
+    bench.move_cursor("c", 2).unwrap();
+    assert_eq!(left(&bench), Some(Seq(3)));
+    bench.run(resync()).unwrap();
+    assert_eq!(left(&bench), Some(Seq(3)), "the first time counts as long as it may have come farther");
+    bench.move_cursor("c", 3).unwrap();
+    assert_eq!(left(&bench), None);
+    bench.run(resync()).unwrap();
+    bench.run(Command::DeleteVolume { volume: VOLUME }).unwrap();
+    bench.run(Command::ForgetVolume { volume: VOLUME }).unwrap();
+    assert!(bench.state.left.is_empty());
+}
+
 #[test]
 fn a_checkpoint_takes_the_records_it_covers_and_must_fit_the_chain() {
     let mut bench = Bench::new();
@@ -402,7 +429,7 @@ fn saved_state_reads_back_and_damaged_or_newer_ones_are_refused() {
         assert!(State::load(&saved[..cut]).is_err(), "cut at {cut}");
     }
     let mut newer = saved.to_vec();
-    newer[4] = 3;
+    newer[4] = 4;
     assert!(State::load(&newer).is_err());
 }
 
@@ -427,12 +454,14 @@ fn a_nodes_number_is_never_used_again() {
     }
 }
 
-/// A state saved by the release before ends where the nodes would begin.
+/// States saved by releases before end where what is new since would begin.
 #[test]
-fn a_state_without_nodes_is_read() {
+fn states_of_older_versions_are_read() {
     let bench = Bench::new();
     let mut old = bench.state.save().to_vec();
-    assert_eq!(old.pop(), Some(0), "no nodes are one byte at the end");
-    old[4..6].copy_from_slice(&1_u16.to_le_bytes());
-    assert_eq!(State::load(&old).unwrap(), bench.state);
+    for version in [2_u16, 1] {
+        assert_eq!(old.pop(), Some(0), "what is empty is one byte at the end");
+        old[4..6].copy_from_slice(&version.to_le_bytes());
+        assert_eq!(State::load(&old).unwrap(), bench.state);
+    }
 }

@@ -47,6 +47,7 @@ impl State {
                     return Err(Rejection::NotEmpty);
                 }
                 self.volumes.remove(volume);
+                self.left.retain(|(of, _), _| of != volume);
             }
             Command::MoveCatalogue { number, hash, change, record } => {
                 if *number != self.catalogue.0 + 1 || *change > self.catalogue_wanted {

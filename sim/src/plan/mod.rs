@@ -81,11 +81,15 @@ pub struct Event {
     pub for_ms: u64,
 }
 
+/// Machines lost in one world. Each recovery begins a life, and what a life left in the clouds is looked for under thousands of
+/// names: a dozen of them in a few minutes is no fault that anything is promised under.
+const LOSSES_MAX: usize = 5;
+
 /// Draws the plan of a world.
 #[must_use]
 pub fn draw(options: &Options, rng: &Rng) -> Vec<Event> {
     let mut events = Vec::new();
-    let mut at_ms = 0;
+    let (mut at_ms, mut losses) = (0, 0);
     loop {
         at_ms += rng.between(options.trouble_every_ms / 2, options.trouble_every_ms * 3 / 2);
         if at_ms >= options.guests_ms {
@@ -96,6 +100,12 @@ pub fn draw(options: &Options, rng: &Rng) -> Vec<Event> {
             break;
         }
         let kind = *rng.weighted(&kinds);
+        if kind == Kind::Loss {
+            losses += 1;
+            if losses > LOSSES_MAX {
+                continue;
+            }
+        }
         events.push(Event { at_ms, trouble: trouble(kind, options, rng), for_ms: lasts(kind, rng) });
         // A machine whose disk fails often goes down soon after, before what the failure left is overwritten or trimmed.
         if kind == Kind::DiskError && rng.chance(500_000) {

@@ -80,7 +80,7 @@ pub(crate) async fn publish(context: &VolumeContext, target: &Cloud, jump: bool)
 
 /// Deletes the records of a cloud that jumps. They end far below the checkpoint, and once the cursor has moved nobody knows
 /// where: what they name would be deleted and they would stay. A cloud without a cursor has those of a first step that broke
-/// off at most; one that begins anew may have any.
+/// off at most; one that began anew those up to where it had come before.
 async fn leave_behind(
     context: &VolumeContext,
     keys: &KeySet,
@@ -89,8 +89,11 @@ async fn leave_behind(
 ) -> Result<(), PublishError> {
     let known = context.state(|state| state.cursors.get(cloud.name()).copied()).flatten();
     let cursor = known.unwrap_or_default();
+    let at = (context.volume, cloud.name().clone());
+    let left = context.array.metadata.with(|state| state.left.get(&at).copied()).unwrap_or_default();
+    let reached = cursor.max(left);
     // After a recovery no cursor is known, and what the cloud has may be all that leads to the newest state.
-    if cursor == Seq(0) && context.array.incarnation() > Incarnation(1) {
+    if reached == Seq(0) && context.array.incarnation() > Incarnation(1) {
         return Ok(());
     }
     if life::ask(&context.array).await != Life::Newest {
@@ -98,8 +101,8 @@ async fn leave_behind(
     }
     // Some more may be there of a step that broke off.
     let (start, through) = match known {
-        Some(Seq(0)) => (Start::Search(GAP_UNKNOWN), checkpoint.seq),
-        _ => (Start::Search(GAP), checkpoint.seq.min(Seq(cursor.0.saturating_add(RECORDS_PER_STEP)))),
+        Some(Seq(0)) if left == Seq(0) => (Start::Search(GAP_UNKNOWN), checkpoint.seq),
+        _ => (Start::Search(GAP), checkpoint.seq.min(Seq(reached.0.saturating_add(RECORDS_PER_STEP)))),
     };
     Ok(records::sweep(&context.array, keys, cloud, start, through).await?)
 }
