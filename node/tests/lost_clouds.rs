@@ -172,6 +172,42 @@ fn a_record_that_came_late_to_an_emptied_cloud_does_not_stay() {
     });
 }
 
+/// What nothing needed any more was deleted in an empty place that stood where a cloud had been, and was struck off the list.
+/// When the right place was put back it was still there, and stayed for ever.
+#[test]
+fn what_is_deleted_in_a_wrong_place_is_deleted_again_in_the_right_one() {
+    for seed in 17..21 {
+        run(seed, async |cluster| {
+            let (process, mut reference) = with_history(&cluster, 6).await;
+            write(&cluster, &process, &mut reference, 6).await;
+            let gone = || cluster.cloud("c").deleted.borrow().iter().filter(|id| id.kind == ObjectKind::Page).count();
+            let before = gone();
+            'until: for _ in 0..30 {
+                write(&cluster, &process, &mut reference, 1).await;
+                for _ in 0..2_000 {
+                    if gone() > before {
+                        break 'until;
+                    }
+                    process.work(1).await;
+                }
+            }
+            assert!(gone() > before, "nothing is deleted");
+            // Others are under way now, and come to the empty place.
+            let right = cluster.cloud("c").contents();
+            cluster.cloud("c").wipe();
+            process.work(20_000).await;
+            cluster.cloud("c").roll_back(&right);
+            process.work(20_000).await;
+            write(&cluster, &process, &mut reference, 3).await;
+            process.converge().await;
+            process.work(120_000).await;
+            let [b, c] = ["b", "c"].map(|name| cluster.cloud(name).ids());
+            let stays: Vec<_> = c.difference(&b).filter(|id| id.kind != ObjectKind::Stub).collect();
+            assert!(stays.is_empty(), "{stays:?}");
+        });
+    }
+}
+
 /// A crash at any moment of a resync leaves nothing that the next start takes for more than it is.
 #[test]
 fn a_resync_that_is_broken_off_goes_on_with_the_next_start() {

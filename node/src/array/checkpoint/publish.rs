@@ -104,7 +104,7 @@ async fn leave_behind(
         Some(Seq(0)) if left == Seq(0) => (Start::Search(GAP_UNKNOWN), checkpoint.seq),
         _ => (Start::Search(GAP), checkpoint.seq.min(Seq(reached.0.saturating_add(RECORDS_PER_STEP)))),
     };
-    Ok(records::sweep(&context.array, keys, cloud, start, through).await?)
+    Ok(records::sweep(&context.array, keys, cloud, (Incarnation(1), start), through).await?)
 }
 
 /// Brings the pages that the cloud may lack, and with `jump` the segments. Without, the cloud's own sequence brings those,

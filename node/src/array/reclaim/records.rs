@@ -26,22 +26,22 @@ pub(crate) enum Start {
     Search(u64),
 }
 
-/// Deletes the records up to `through`, lowest first and a few at a time, so that what a broken off run leaves has no gap that
+/// Deletes the records up to `through` of the lives from `oldest` on, lowest first and a few at a time, so that what a broken off run leaves has no gap that
 /// a later search would take for the end. What the cloud says it does not have is deleted too: it may only be withholding it,
 /// and what it names goes next.
 pub(crate) async fn sweep(
     array: &ArrayContext,
     keys: &KeySet,
     cloud: &Cloud,
-    start: Start,
+    (oldest, start): (Incarnation, Start),
     through: Seq,
 ) -> Result<(), CopyError> {
     let lowest = match start {
         Start::Behind(gone) => gone.next(),
-        Start::Search(gap) => search(array, keys, cloud, through, gap).await?,
+        Start::Search(gap) => search(array, keys, cloud, (oldest, through), gap).await?,
     };
     // Those of other lives are void, and so is what they say.
-    let lives = || (1..=array.incarnation().0).map(Incarnation);
+    let lives = || (oldest.0..=array.incarnation().0).map(Incarnation);
     let records = (lowest.0..=through.0).flat_map(|seq| lives().map(move |life| (life, seq)));
     delete_all(&array.copies, cloud, records.map(|(life, seq)| keys.id(ObjectKind::Record, life, seq))).await
 }
@@ -75,13 +75,19 @@ pub(crate) async fn delete_void(
 }
 
 /// The lowest record that may be there.
-async fn search(array: &ArrayContext, keys: &KeySet, cloud: &Cloud, through: Seq, gap: u64) -> Result<Seq, CopyError> {
+async fn search(
+    array: &ArrayContext,
+    keys: &KeySet,
+    cloud: &Cloud,
+    (oldest, through): (Incarnation, Seq),
+    gap: u64,
+) -> Result<Seq, CopyError> {
     let (mut missing, mut life) = (0, array.incarnation());
     let mut lowest = through.next();
     while lowest > Seq(1) && missing < gap {
         let above = lowest.0;
         lowest = Seq(above.saturating_sub(AT_ONCE as u64).max(1));
-        let asked = (lowest.0..above).rev().map(|seq| find(array, keys, cloud, life, Seq(seq)));
+        let asked = (lowest.0..above).rev().map(|seq| find(array, keys, cloud, (oldest, life), Seq(seq)));
         for found in try_join_all(asked).await? {
             match found {
                 Some(found) => (life, missing) = (found, 0),
@@ -97,10 +103,10 @@ async fn find(
     array: &ArrayContext,
     keys: &KeySet,
     cloud: &Cloud,
-    life: Incarnation,
+    (oldest, newest): (Incarnation, Incarnation),
     seq: Seq,
 ) -> Result<Option<Incarnation>, CopyError> {
-    for life in (1..=life.0).rev().map(Incarnation) {
+    for life in (oldest.0..=newest.0).rev().map(Incarnation) {
         let id = keys.id(ObjectKind::Record, life, seq.0);
         if array.copies.is_there(cloud, &id).await? {
             return Ok(Some(life));

@@ -128,7 +128,7 @@ async fn sweep(
     older: &Older,
 ) -> Result<(), CopyError> {
     let life = array.incarnation();
-    records::sweep(array, keys, cloud, Start::Search(GAP_UNKNOWN), state.head.seq).await?;
+    records::sweep(array, keys, cloud, (Incarnation(1), Start::Search(GAP_UNKNOWN)), state.head.seq).await?;
     let checkpoints = state.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number);
     let stubs = (1..=life.0).map(Incarnation).flat_map(|life| (1..=checkpoints).map(move |number| (life, number)));
     delete_all(&array.copies, cloud, stubs.map(|(life, number)| keys.id(ObjectKind::Stub, life, number))).await?;
@@ -139,5 +139,6 @@ async fn sweep(
     for (life, last_root) in &older.last_roots {
         lives::delete_all_of(array, keys, cloud, (*life, *last_root)).await?;
     }
-    Ok(())
+    // All this counts only if it was done in the cluster's own place.
+    array.copies.confirm(cloud).await
 }

@@ -154,12 +154,15 @@ async fn settle(
         return None;
     }
     let array = &context.array;
-    let life = array.incarnation();
-    let is_rid = context.state(|state| !state.lacks_checkpoint_of(life) && !state.has_leavings_in(cloud))?;
+    let oldest = oldest_life(context, cloud)?;
     let swept = async {
-        records::sweep(array, &keys, &target, Start::Search(GAP_UNKNOWN), floor_seq).await?;
+        records::sweep(array, &keys, &target, (oldest, Start::Search(GAP_UNKNOWN)), floor_seq).await?;
         // All that is left of earlier lives is gone only after their roots.
-        if is_rid { Ok(()) } else { roots::sweep(array, &keys, &target, (floor, &kept.root)).await }
+        if oldest < array.incarnation() {
+            roots::sweep(array, &keys, &target, (floor, &kept.root)).await?;
+        }
+        // All this counts only if it was done in the cluster's own place.
+        array.copies.confirm(&target).await
     };
     match swept.await {
         Ok(()) => {
@@ -171,6 +174,13 @@ async fn settle(
             None
         }
     }
+}
+
+/// The oldest life of which a cloud may hold records and roots: this one, once all that earlier ones left is gone from it.
+fn oldest_life(context: &VolumeContext, cloud: &CloudName) -> Option<Incarnation> {
+    let life = context.array.incarnation();
+    let is_rid = context.state(|state| !state.lacks_checkpoint_of(life) && !state.has_leavings_in(cloud))?;
+    Some(if is_rid { life } else { Incarnation(1) })
 }
 
 /// Deletes from one cloud, in order, as far as the cloud lets; then tells Raft what is gone. Returns up to where the cloud's
@@ -189,7 +199,8 @@ async fn sweep(
     }
     // What a process that died had under way may have come to a cloud since, far below what it was given afterwards.
     let start = if gone == Seq(0) { Start::Search(GAP_UNKNOWN) } else { Start::Behind(gone) };
-    match records::sweep(&context.array, &keys, &target, start, through).await {
+    let Some(oldest) = oldest_life(context, cloud) else { return gone };
+    match records::sweep(&context.array, &keys, &target, (oldest, start), through).await {
         // Objects may go only when no record that names them is left.
         Err(error) => {
             tracing::debug!(volume = %context.volume, cloud = cloud.0, %error, "old records could not be deleted");
@@ -211,6 +222,10 @@ async fn sweep(
                 }
             }
         }
+    }
+    if let Err(error) = context.array.copies.confirm(&target).await {
+        tracing::debug!(volume = %context.volume, cloud = cloud.0, %error, "what was deleted was perhaps deleted elsewhere");
+        return gone;
     }
     let numbers =
         gone_objects.iter().map(|condemned| (condemned.object.incarnation, condemned.object.number)).collect();
