@@ -40,7 +40,8 @@ fn a_start_can_be_stopped_at_any_time() {
     for delay in [0, 10, 20, 40, 80, 160, 320] {
         let running = bench.spawn(&["up", "--dir", &dir], &[]);
         std::thread::sleep(Duration::from_millis(delay));
-        running.signal(Signal::INT);
+        // Not SIGINT: a shell without job control has its background jobs ignore that until they listen to it.
+        running.signal(Signal::TERM);
         let ended = running.ended();
         // Before the command listens to signals, the system ends it.
         assert!(matches!(ended.code, Some(0) | None), "after {delay} ms: {:?} {}", ended.code, ended.stderr);
