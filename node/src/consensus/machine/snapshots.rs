@@ -45,7 +45,6 @@ impl Machine {
             return;
         }
         self.pending = Some(Pending { index, from_record });
-        self.crowded = false;
         let store = self.raft.store();
         // What is known to be committed beyond the snapshot may not be durable here yet.
         let hard_state = format::HardState { commit: index, ..convert::hard_state(store.hard_state()) };
@@ -69,6 +68,7 @@ impl Machine {
     pub(super) fn snapshotted(&mut self, index: u64, bytes: u64, effects: &mut Vec<Effect>) {
         let Some(pending) = self.pending.take().filter(|pending| pending.index == index) else { return };
         self.first_start = false;
+        self.crowded = false;
         self.snapshot_bytes = bytes;
         // The leader's snapshot may have come meanwhile.
         if index > self.raft.store().snapshot_index() {

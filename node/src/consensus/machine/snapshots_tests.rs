@@ -74,7 +74,6 @@ fn a_snapshot_that_could_not_be_written_is_tried_again_without_anything_being_pr
     alone.propose(10);
     alone.step(Input::Crowded);
     alone.step(Input::SnapshotFailed);
-    alone.step(Input::Crowded);
     (1..RETRY_TICKS).for_each(|_| alone.step(Input::Tick));
     assert_eq!(alone.snapshots.len(), 1, "not at once");
     alone.step(Input::Tick);
