@@ -99,24 +99,31 @@ pub fn recipe(seed: u64, bug: Planted) -> Recipe {
         ..drawn
     };
     let events = match bug {
-        Planted::RetriedSync => Some(failed_syncs(seed, options.guests_ms)),
+        Planted::RetriedSync => Some(failures(seed, options.guests_ms, |rng| {
+            let loss = *rng.pick(&[Loss::LoseAll, Loss::Pages, Loss::Torn]);
+            (Trouble::FailedSync(rng.below(4)), Trouble::PowerLoss(loss))
+        })),
+        Planted::IgnoredWriteError => {
+            Some(failures(seed, options.guests_ms, |rng| (Trouble::FailedWrite(rng.below(8)), Trouble::Kill)))
+        }
         Planted::UnnotedWrites => Some(rotten_ends(options.guests_ms)),
         _ => None,
     };
     Recipe { options: Some(options), events, planted: Some(bug), ..Recipe::of(seed) }
 }
 
-/// Failed syncs, each with a loss of power soon after. What a failed sync left out shows only when the page cache is lost
-/// before those pages are written again, and drawn plans hardly ever come to that.
-fn failed_syncs(seed: u64, guests_ms: u64) -> Vec<Event> {
-    let rng = Rng::new(seed, "failed syncs");
+/// Failures of the disk, each with an end of the process soon after. What a failed sync left out shows only when the page cache
+/// is lost before those pages are written again, and what a failed write left out only while it is still needed; drawn plans
+/// hardly ever come to either.
+fn failures(seed: u64, guests_ms: u64, draw: impl Fn(&Rng) -> (Trouble, Trouble)) -> Vec<Event> {
+    let rng = Rng::new(seed, "failures");
     let mut events = Vec::new();
     let mut at_ms = TROUBLE_EVERY_MS;
     while at_ms < guests_ms {
-        events.push(Event { at_ms, trouble: Trouble::FailedSync(rng.below(4)), for_ms: 0 });
-        let loss = *rng.pick(&[Loss::LoseAll, Loss::Pages, Loss::Torn]);
+        let (failure, end) = draw(&rng);
+        events.push(Event { at_ms, trouble: failure, for_ms: 0 });
         at_ms += rng.between(20, 400);
-        events.push(Event { at_ms, trouble: Trouble::PowerLoss(loss), for_ms: rng.between(1, 500) });
+        events.push(Event { at_ms, trouble: end, for_ms: rng.between(1, 500) });
         at_ms += TROUBLE_EVERY_MS;
     }
     events
