@@ -69,6 +69,9 @@ pub struct NodeConfig {
     /// The door for operators.
     #[serde(default)]
     pub admin: AdminConfig,
+    /// The door for the other nodes of the cluster. Without it the node is the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersConfig>,
     /// The write-ahead log.
     #[serde(default)]
     pub journal: JournalConfig,
@@ -141,6 +144,17 @@ pub struct NbdConfig {
 pub struct AdminConfig {
     /// `host:port`.
     pub listen: Listen,
+}
+
+/// The door for the other nodes of the cluster. What passes is sealed, and nobody without the root key is let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeersConfig {
+    /// `host:port`.
+    pub listen: Listen,
+    /// Where the others find this node, when that is not where it listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<Listen>,
 }
 
 /// The write-ahead log.
@@ -244,6 +258,12 @@ impl Default for AdminConfig {
     }
 }
 
+impl Default for PeersConfig {
+    fn default() -> Self {
+        Self { listen: Listen::tcp("127.0.0.1:9891"), advertise: None }
+    }
+}
+
 impl Default for JournalConfig {
     fn default() -> Self {
         Self { file_bytes: Size::mib(64), files_initial: 4, bytes_max: Size::mib(2048) }
@@ -305,6 +325,7 @@ impl NodeConfig {
             key,
             nbd: NbdConfig::default(),
             admin: AdminConfig::default(),
+            peers: None,
             journal: JournalConfig::default(),
             flush: FlushConfig::default(),
             cache: CacheConfig::default(),
@@ -390,6 +411,7 @@ impl NodeConfig {
         };
         let options = BTreeMap::from([(keys::ANY.to_owned(), String::new())]);
         let cloud = CloudConfig { name: String::new(), url: String::new(), options };
-        Self { quorum: Some(0), ..Self::new(PathBuf::new(), vec![cloud], key) }
+        let peers = PeersConfig { advertise: Some(Listen::tcp("127.0.0.1:9891")), ..PeersConfig::default() };
+        Self { quorum: Some(0), peers: Some(peers), ..Self::new(PathBuf::new(), vec![cloud], key) }
     }
 }

@@ -7,19 +7,19 @@
 
 use std::{collections::BTreeSet, sync::Mutex};
 
-use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{Encoder, Gauge, GaugeVec, Histogram, IntGaugeVec, Opts, Registry, TextEncoder};
 pub use prometheus::{IntCounter, IntGauge};
 
 mod label;
 mod make;
+mod series;
 
 pub use label::{
     By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput,
     Tier, WorkOutcome,
 };
 use make::Make;
+use series::{CloudSeries, VolumeSeries};
 
 /// Volumes beyond this many share the label value `other`: a series of each costs about 2 KiB here and more in Prometheus.
 pub const VOLUMES_LABELLED_MAX: usize = 256;
@@ -165,10 +165,29 @@ pub struct RaftMetrics {
     pub leader: IntGauge,
     /// `velum_raft_halted`
     pub halted: IntGauge,
+    /// `velum_raft_voters`
+    pub voters: IntGauge,
+    /// `velum_raft_refused_messages_total`
+    pub refused_messages: IntCounter,
     /// `velum_raft_proposals_total`
     pub proposals: By<WorkOutcome, IntCounter>,
     /// `velum_raft_proposal_seconds`: from proposed to applied.
     pub proposal_seconds: Histogram,
+}
+
+/// Links to the other nodes.
+#[derive(Clone, Debug)]
+pub struct PeerMetrics {
+    /// `velum_peer_links`
+    pub links: IntGauge,
+    /// `velum_peer_dropped_frames_total`
+    pub dropped_frames: IntCounter,
+    /// `velum_peer_refused_connections_total`
+    pub refused_connections: IntCounter,
+    /// `velum_peer_sent_bytes_total`
+    pub sent_bytes: IntCounter,
+    /// `velum_peer_received_bytes_total`
+    pub received_bytes: IntCounter,
 }
 
 /// Checkpoints and reclaim.
@@ -251,6 +270,8 @@ pub struct Metrics {
     pub cache: CacheMetrics,
     /// Agreement.
     pub raft: RaftMetrics,
+    /// Links to the other nodes.
+    pub peer: PeerMetrics,
     /// Checkpoints and reclaim.
     pub upkeep: UpkeepMetrics,
     /// Compaction.
@@ -259,33 +280,6 @@ pub struct Metrics {
     clouds: CloudSeries,
     cursor: IntGaugeVec,
     labelled: Mutex<BTreeSet<String>>,
-}
-
-struct VolumeSeries {
-    size_bytes: IntGaugeVec,
-    dirty_bytes: IntGaugeVec,
-    oldest_dirty_seconds: GaugeVec,
-    head_seq: IntGaugeVec,
-    durable_seq: IntGaugeVec,
-    stored_bytes: IntGaugeVec,
-    live_bytes: IntGaugeVec,
-}
-
-struct CloudSeries {
-    requests: IntCounterVec,
-    seconds: HistogramVec,
-    sent_bytes: IntCounterVec,
-    received_bytes: IntCounterVec,
-    up: IntGaugeVec,
-    states: IntGaugeVec,
-    in_flight: IntGaugeVec,
-    retries: IntCounterVec,
-    hedged: IntCounterVec,
-    lag_records: IntGaugeVec,
-    lag_bytes: IntGaugeVec,
-    reclaimed_objects: IntCounterVec,
-    reclaimed_bytes: IntCounterVec,
-    repaired: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -323,6 +317,7 @@ impl Metrics {
             flush: make.flush(),
             cache: make.cache(),
             raft: make.raft(),
+            peer: make.peer(),
             upkeep: make.upkeep(),
             compact: make.compact(),
             volumes: make.volumes(),
@@ -499,12 +494,24 @@ impl Make {
             applied_index: self.gauge("velum_raft_applied_index", "Last applied entry"),
             leader: self.gauge("velum_raft_leader", "1 on the leader"),
             halted: self.gauge("velum_raft_halted", "1 when raft has stopped until a restart: nothing is flushed"),
+            voters: self.gauge("velum_raft_voters", "Members with a vote"),
+            refused_messages: self.counter("velum_raft_refused_messages_total", "Messages of peers not let through"),
             proposals: self.counter_by("velum_raft_proposals_total", "Proposals"),
             proposal_seconds: self.histogram(
                 "velum_raft_proposal_seconds",
                 "Time from proposed to applied",
                 LOCAL_SECONDS,
             ),
+        }
+    }
+
+    fn peer(&self) -> PeerMetrics {
+        PeerMetrics {
+            links: self.gauge("velum_peer_links", "Links to other nodes that are up"),
+            dropped_frames: self.counter("velum_peer_dropped_frames_total", "Frames not sent: no link, or no room"),
+            refused_connections: self.counter("velum_peer_refused_connections_total", "Connections turned away"),
+            sent_bytes: self.counter("velum_peer_sent_bytes_total", "Bytes of frames sent"),
+            received_bytes: self.counter("velum_peer_received_bytes_total", "Bytes of frames taken"),
         }
     }
 

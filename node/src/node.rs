@@ -14,6 +14,7 @@ mod frames;
 mod gauges;
 pub mod group;
 mod layout;
+mod members;
 mod opening;
 mod records;
 mod resync;
@@ -48,6 +49,7 @@ use crate::{
     keyring::Keyring,
     metadata::Metadata,
     metrics::Metrics,
+    peer::Links,
     server::{admin::Backend, nbd::NbdDoor, session::Sessions},
     volume::budget::DirtyBudget,
 };
@@ -64,6 +66,8 @@ pub(crate) struct Assembly {
     keyring: Keyring,
     journal: Rc<Journal>,
     consensus: Consensus,
+    /// The links to the other nodes, unless this one is meant to be alone.
+    links: Option<Links>,
     metadata: Metadata,
     clouds: Rc<CloudSet>,
     fetcher: Fetcher,
@@ -143,6 +147,9 @@ impl Node {
         }
         for (_, open) in node.open.all() {
             open.volume.close();
+        }
+        if let Some(links) = &node.links {
+            links.close();
         }
         if let Err(error) = node.journal.close().await {
             tracing::error!(%error, "the journal could not be closed cleanly; the next start will verify it");

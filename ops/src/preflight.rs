@@ -40,6 +40,11 @@ pub(crate) async fn doors(env: &Env, config: &NodeConfig) -> Result<(), Failure>
     if let Err(error) = TcpListener::bind(admin.to_string()) {
         faults.push(format!("cannot listen on {admin} for operators (admin.listen, --admin): {error}"));
     }
+    if let Some(peers) = &config.peers
+        && let Err(error) = TcpListener::bind(peers.listen.to_string())
+    {
+        faults.push(format!("cannot listen on {} for other nodes (peers.listen): {error}", peers.listen));
+    }
     if faults.is_empty() {
         return Ok(());
     }

@@ -19,6 +19,9 @@ const JOURNAL_FILE_MIN: Size = Size::mib(16);
 /// A flush fills at most this many bytes of segments at once.
 const FLUSH_MAX: Size = Size::mib(1024);
 
+/// The door for the other nodes.
+const PEERS_LISTEN: &str = "peers.listen";
+
 /// Here four bytes are moved for each that is freed.
 const LIVE_PERCENT_MAX: u8 = 80;
 
@@ -201,9 +204,10 @@ impl Judge<'_> {
         }
         let named =
             config.nbd.listen.iter().enumerate().map(|(index, listen)| (format!("nbd.listen[{index}]"), listen));
-        let doors: Vec<_> = named.chain([("admin.listen".to_owned(), &config.admin.listen)]).collect();
+        let peers = config.peers.iter().map(|peers| (PEERS_LISTEN.to_owned(), &peers.listen));
+        let doors: Vec<_> = named.chain([("admin.listen".to_owned(), &config.admin.listen)]).chain(peers).collect();
         for (index, (key, listen)) in doors.iter().enumerate() {
-            if !listen.is_local() && !config.allow_insecure {
+            if !listen.is_local() && key != PEERS_LISTEN && !config.allow_insecure {
                 let remedy = "listen on 127.0.0.1 or a unix socket, or set allow_insecure = true: \
                               anyone who reaches the port is then let in, and reads what passes";
                 self.fault(key, format!("{listen} is reachable from other machines without TLS"), remedy);
@@ -215,6 +219,22 @@ impl Judge<'_> {
         }
         if matches!(config.admin.listen.address(), Address::Unix(_)) {
             self.fault("admin.listen", "the admin API speaks HTTP over TCP only", "write host:port");
+        }
+        self.peers(config);
+    }
+
+    fn peers(&mut self, config: &NodeConfig) {
+        let Some(peers) = &config.peers else { return };
+        let advertised = peers.advertise.iter().map(|advertised| ("peers.advertise", advertised));
+        for (key, address) in advertised.chain([(PEERS_LISTEN, &peers.listen)]) {
+            if matches!(address.address(), Address::Unix(_)) {
+                self.fault(key, "nodes speak over TCP only", "write host:port");
+            }
+        }
+        let found = peers.advertise.as_ref().map_or((PEERS_LISTEN, &peers.listen), |given| ("peers.advertise", given));
+        if found.1.is_everywhere() {
+            let what = format!("the other nodes cannot find this one at {}", found.1);
+            self.fault(found.0, what, "set peers.advertise to the name or address that they reach, as host:port");
         }
     }
 

@@ -53,6 +53,14 @@ impl Listen {
         }
     }
 
+    /// True for an address that stands for every interface of the machine, and so tells nobody where to go.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        let Address::Tcp(address) = &self.0 else { return false };
+        let host = address.rsplit_once(':').map_or(&**address, |(host, _)| host);
+        host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+    }
+
     pub(super) fn resolve(&mut self, base: &Path) {
         if let Address::Unix(path) = &mut self.0 {
             *path = base.join(&*path);

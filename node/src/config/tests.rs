@@ -22,6 +22,23 @@ fn refusal(text: &str) -> Vec<Finding> {
     NodeConfig::parse(text.as_bytes(), "node.toml").expect_err("the file is at fault").findings
 }
 
+fn peers(listen: &str, advertise: Option<&str>) -> Option<PeersConfig> {
+    let address = |text| Listen::parse(text).unwrap();
+    Some(PeersConfig { listen: address(listen), advertise: advertise.map(address) })
+}
+
+/// What passes between nodes is sealed, so their door may be reached from other machines.
+#[test]
+fn nodes_may_meet_over_any_network_when_they_can_find_each_other() {
+    let (alone, _) = NodeConfig::parse(GOOD.as_bytes(), "node.toml").unwrap();
+    assert_eq!(alone.peers, None, "a node without the table is alone");
+    let text = format!("{GOOD}[peers]\nlisten = \"0.0.0.0:9891\"\nadvertise = \"host-1:9891\"\n");
+    let (config, _) = NodeConfig::parse(text.as_bytes(), "node.toml").unwrap();
+    assert_eq!(config.peers, peers("0.0.0.0:9891", Some("host-1:9891")));
+    let (again, _) = NodeConfig::parse(config.to_toml().as_bytes(), "node.toml").unwrap();
+    assert_eq!(again, config);
+}
+
 /// `GOOD` with more lines at its start, where top-level keys go.
 fn good_with(lines: &str) -> String {
     format!("{lines}\n{GOOD}")
@@ -219,6 +236,10 @@ fn every_rule_refuses_its_breach_by_name() {
         (|c| c.admin.listen = Listen::tcp("[::]:9890"), "admin.listen", "reachable"),
         (|c| c.admin.listen = Listen::tcp("127.0.0.1:10809"), "admin.listen", "nbd.listen[0]"),
         (|c| c.admin.listen = Listen::unix("/run/a".into()), "admin.listen", "TCP"),
+        (|c| c.peers = peers("127.0.0.1:9890", None), "peers.listen", "admin.listen"),
+        (|c| c.peers = peers("unix:/run/p", None), "peers.listen", "TCP"),
+        (|c| c.peers = peers("0.0.0.0:9891", None), "peers.listen", "cannot find"),
+        (|c| c.peers = peers("0.0.0.0:9891", Some("[::]:9891")), "peers.advertise", "cannot find"),
         (|c| c.memory = Size::mib(1), "memory", "64MiB"),
         (|c| c.memory = Size::mib(8192), "journal.bytes_max", "half of memory"),
         (|c| c.journal.file_bytes = Size::mib(1), "journal.file_bytes", "16MiB"),

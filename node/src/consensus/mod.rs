@@ -165,6 +165,9 @@ pub enum ConsensusError {
         /// The node it names.
         found_node: NodeId,
     },
+    /// The group has other members, and there is no way to them.
+    #[error("this node is one of several, and its settings say nothing of the others; add a [peers] table to them")]
+    NotAlone,
     /// A newer Velum wrote the snapshot.
     #[error("{}: {source}; start the newer version", path.display())]
     Newer {
@@ -306,6 +309,14 @@ pub struct Examined {
     machine: Machine,
 }
 
+impl Examined {
+    /// The group as the log has it; empty for one that knows nothing yet.
+    #[must_use]
+    pub fn members(&self) -> Membership {
+        self.machine.members()
+    }
+}
+
 impl Consensus {
     /// Looks at the snapshot in `dir` and takes raft's records out of `replay`, which came of `journal`. `applier` takes on
     /// the snapshot, and nothing yet of what is committed behind it.
@@ -348,7 +359,12 @@ impl Consensus {
         journal: Rc<Journal>,
         applier: Rc<RefCell<dyn Applier>>,
     ) -> Result<Self, ConsensusError> {
+        let own = examined.owner.node;
         let started = Self::begin(env, examined, journal, applier, Rc::new(Alone)).await?;
+        // What is committed in the log may have changed the group behind the snapshot.
+        if started.members().voters != [own.0] {
+            return Err(ConsensusError::NotAlone);
+        }
         started.caught_up().await?;
         Ok(started)
     }

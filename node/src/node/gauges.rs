@@ -9,6 +9,7 @@ use super::{Assembly, views};
 use crate::{
     actor,
     metrics::{IntCounter, IntGauge, Tier},
+    peer::LinkState,
 };
 
 /// How often the gauges are set; scrapes are far apart compared with it.
@@ -30,6 +31,7 @@ fn observe(node: &Weak<Assembly>) -> bool {
     observe_volumes(&node);
     observe_caches(&node);
     observe_raft(&node);
+    observe_peers(&node);
     for (cloud, status) in node.clouds.clouds.iter().zip(views::clouds(&node)) {
         cloud.show();
         let metrics = node.metrics.cloud(&cloud.name().0);
@@ -101,6 +103,19 @@ fn observe_raft(node: &Assembly) {
     set(&metrics.applied_index, status.applied);
     metrics.leader.set(i64::from(status.is_leader));
     metrics.halted.set(i64::from(status.halted.is_some()));
+    metrics.voters.set(i64::try_from(node.consensus.members().voters.len()).unwrap_or(i64::MAX));
+    raise(&metrics.refused_messages, status.refused_messages);
+}
+
+fn observe_peers(node: &Assembly) {
+    let (Some(links), metrics) = (&node.links, &node.metrics.peer) else { return };
+    let up = links.status().iter().filter(|link| link.state == LinkState::Up).count();
+    metrics.links.set(i64::try_from(up).unwrap_or(i64::MAX));
+    let counts = links.counts();
+    raise(&metrics.dropped_frames, counts.dropped_frames.get());
+    raise(&metrics.refused_connections, counts.refused_connections.get());
+    raise(&metrics.sent_bytes, counts.sent_bytes.get());
+    raise(&metrics.received_bytes, counts.received_bytes.get());
 }
 
 fn set(gauge: &IntGauge, value: u64) {

@@ -22,9 +22,9 @@ use super::{
     boot::{Boot, Unsynced},
     create, crowding,
     exports::{NodeExports, OpenVolumes},
-    gauges,
+    gauges, group,
     layout::Layout,
-    resync,
+    members, resync,
 };
 use crate::{
     actor,
@@ -34,13 +34,14 @@ use crate::{
     audit::Audit,
     cache::{DiskCache, DiskCacheSettings, MemoryCache},
     cloud::{CloudSet, Fetcher, OpenCloudError, identity::Identity},
-    config::{CloudConfig, NodeConfig},
+    config::{CloudConfig, Listen, NodeConfig},
     consensus::{self, Consensus, ConsensusError},
-    env::{CloudStoreError, Env, Listener},
+    env::{CloudStoreError, Credentials, Env, Listener},
     journal::{self, Journal, JournalError, JournalIdentity, JournalSettings, Replay, Tail},
     keyring::{KeyError, Keyring, ProviderSecret},
     metadata::{Metadata, Rejection, State, state::CloudEntry},
     metrics::Metrics,
+    peer::Links,
     server::{
         gate::Gate,
         nbd::{self, session::Surroundings},
@@ -113,6 +114,14 @@ pub enum StartError {
         /// Why.
         rejection: Rejection,
     },
+    /// The door for the other nodes cannot be opened.
+    #[error("cannot listen on {address} for other nodes: {error}; free the address or set another peers.listen")]
+    ListenPeers {
+        /// Which.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+    },
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {error}; free the address or set another nbd.listen")]
     Listen {
@@ -160,7 +169,7 @@ impl Node {
         let lock = lock(&env, &layout).await?;
         let keys = create::read_keys(&env, &layout, secret).await?;
         let (keyring, identity) = keys.ok_or_else(|| StartError::NotCreated(config.dir.clone()))?;
-        let Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners } =
+        let Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners, peers } =
             examine(&env, &config, &layout, &keyring).await?;
         // From here on nothing of the settings refuses the start, and things are changed.
         let is_doubtful = unsynced.may_be_lost(&replay);
@@ -168,7 +177,17 @@ impl Node {
             boot.doubt(&*env.disk).await?;
         }
         let journal = journal.begin().await?;
-        let consensus = Consensus::start(&env, consensus, Rc::clone(&journal), applier).await?;
+        let (consensus, links) = match (&config.peers, peers) {
+            (Some(settings), Some(listener)) => {
+                let found = group::Found { examined: consensus, journal: Rc::clone(&journal), applier };
+                let door = (listener, keyring.credentials(config.node));
+                let group = members::begin(&env, settings, door, found, &state).await?;
+                tracing::info!("waiting for a leader of the cluster's nodes");
+                group.consensus.caught_up().await?;
+                (group.consensus, Some(group.links))
+            }
+            _ => (Consensus::start(&env, consensus, Rc::clone(&journal), applier).await?, None),
+        };
         let metrics = Arc::new(Metrics::new());
         journal.count_in(metrics.journal.clone());
         let proposer = Rc::new(RaftProposer {
@@ -177,8 +196,8 @@ impl Node {
             metrics: metrics.raft.clone(),
         });
         let metadata = Metadata::new(state, proposer, Rc::clone(&env.entropy));
-        let node =
-            assemble(env, config, (lock, boot), (keyring, identity), journal, (consensus, metadata), metrics).await?;
+        let agreement = (consensus, links, metadata);
+        let node = assemble(env, config, (lock, boot), (keyring, identity), journal, agreement, metrics).await?;
         node.begin();
         // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
         let opening = node.open(is_doubtful, replay);
@@ -201,6 +220,7 @@ struct Examined {
     state: Rc<RefCell<State>>,
     applier: Rc<RefCell<MetadataApplier>>,
     listeners: Vec<Rc<dyn Listener>>,
+    peers: Option<Rc<dyn Listener>>,
 }
 
 /// All that can refuse a start once the keys have opened. Changes nothing of the node's directory.
@@ -213,6 +233,10 @@ async fn examine(env: &Env, config: &NodeConfig, layout: &Layout, keyring: &Keyr
     let applier = Rc::new(RefCell::new(MetadataApplier::new(Rc::clone(&state))));
     let member = create::member(config, keyring);
     let consensus = Consensus::examine(env, &layout.raft(), member, (&journal, &mut replay), &*applier).await?;
+    let members = consensus.members();
+    if config.peers.is_none() && members.voters != [config.node.0] {
+        return Err(ConsensusError::NotAlone.into());
+    }
     // No command changes the cluster's clouds, so they are what the snapshot says.
     check_clouds(config, &state.borrow().clouds)?;
     for CloudConfig { name, url, options } in config.placed_clouds() {
@@ -224,7 +248,20 @@ async fn examine(env: &Env, config: &NodeConfig, layout: &Layout, keyring: &Keyr
         let listener = env.network.listen(listen.address()).await;
         listeners.push(listener.map_err(|error| StartError::Listen { address: listen.to_string(), error })?);
     }
-    Ok(Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners })
+    let peers = match &config.peers {
+        Some(peers) => Some(listen_for_peers(env, &peers.listen, keyring.credentials(config.node)).await?),
+        None => None,
+    };
+    Ok(Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners, peers })
+}
+
+async fn listen_for_peers(
+    env: &Env,
+    listen: &Listen,
+    credentials: Credentials,
+) -> Result<Rc<dyn Listener>, StartError> {
+    let listener = env.network.listen_peers(listen.address(), Rc::new(credentials)).await;
+    listener.map_err(|error| StartError::ListenPeers { address: listen.to_string(), error })
 }
 
 /// Says what is wrong with the journal, also when the start is refused over it.
@@ -267,7 +304,7 @@ async fn assemble(
     (lock, boot): (Box<dyn std::any::Any>, Boot),
     (keyring, identity): (Keyring, Identity),
     journal: Rc<Journal>,
-    (consensus, metadata): (Consensus, Metadata),
+    (consensus, links, metadata): (Consensus, Option<Links>, Metadata),
     metrics: Arc<Metrics>,
 ) -> Result<Rc<Assembly>, StartError> {
     let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
@@ -309,6 +346,7 @@ async fn assemble(
         keyring,
         journal,
         consensus,
+        links,
         metadata,
         clouds,
         fetcher,
@@ -343,6 +381,7 @@ impl Assembly {
     /// Starts what runs beside the volumes.
     fn begin(self: &Rc<Self>) {
         actor::spawn((*self.clouds).clone().watch(Rc::clone(&self.env.clock)));
+        members::watch(self);
         resync::watch(self);
         crowding::watch(self);
         gauges::start(self);

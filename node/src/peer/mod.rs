@@ -31,7 +31,7 @@ use velum_protocol::{
 
 use crate::{
     actor::{self, Handle},
-    env::{Credentials, Env, Local, network::Address},
+    env::{Credentials, Env, Listener, Local, network::Address},
     limits::PEERS_MAX,
 };
 use door::Door;
@@ -142,7 +142,13 @@ impl Links {
     pub async fn listen(&self, address: &Address, advertised: Option<String>) -> io::Result<Address> {
         let listener = self.0.env.network.listen_peers(address, Rc::clone(&self.0.own.credentials)).await?;
         let bound = listener.address();
-        let text = if let Address::Tcp(text) = &bound { text.clone() } else { String::new() };
+        self.open(listener, advertised);
+        Ok(bound)
+    }
+
+    /// The same with a listener that is bound already.
+    pub fn open(&self, listener: Rc<dyn Listener>, advertised: Option<String>) {
+        let text = if let Address::Tcp(text) = listener.address() { text } else { String::new() };
         *self.0.own.address.borrow_mut() = advertised.unwrap_or(text);
         let links = Rc::downgrade(&self.0);
         let met = move |node: NodeId, address: String| {
@@ -151,7 +157,12 @@ impl Links {
             }
         };
         *self.0.door.borrow_mut() = Some(door::start(&self.0.env, listener, Rc::clone(&self.0.own), Rc::new(met)));
-        Ok(bound)
+    }
+
+    /// Where peers are told to find this node.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.0.own.address.borrow().clone()
     }
 
     /// Has links to these nodes, and to no others that were given before.

@@ -8,6 +8,8 @@ mod admin_api;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod cluster;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod first_run;

@@ -77,6 +77,8 @@ fn metric_names_have_their_unit_last() {
         "velum_raft_term",
         "velum_raft_leader",
         "velum_raft_halted",
+        "velum_raft_voters",
+        "velum_peer_links",
         "velum_cloud_up",
         "velum_cloud_state",
     ];

@@ -5,7 +5,7 @@ use raft::{
     eraftpb::{ConfChangeV2, Entry},
 };
 use velum_protocol::{
-    format::raft::{MemberChange, MembershipChange, Transition},
+    format::raft::{MemberChange, Membership, MembershipChange, Transition},
     id::NodeId,
 };
 
@@ -16,6 +16,11 @@ use crate::consensus::conf_change;
 const LAG_ENTRIES_MAX: u64 = 64;
 
 impl Machine {
+    /// The group as the log has it.
+    pub(in crate::consensus) fn members(&self) -> Membership {
+        convert::membership(self.raft.store().members())
+    }
+
     /// As the leader, proposes another membership.
     pub(super) fn change(&mut self, ticket: u64, change: Change, effects: &mut Vec<Effect>) {
         match self.propose_change(change) {
