@@ -27,7 +27,10 @@ use velum_node::{
     array::recover::Verify,
     keyring::{IDENTITY_NAME, ObjectId, ObjectKind},
 };
-use velum_protocol::admin::{CloudState, CloudStatus, ProblemKind, Request, Response};
+use velum_protocol::{
+    admin::{CloudState, CloudStatus, ProblemKind, Request, Response},
+    format::metadata::{CloudName, Command},
+};
 
 /// A cluster with a volume written to and flushed for some rounds, with checkpoints, all clouds caught up.
 async fn with_history(cluster: &Rc<Cluster>, rounds: u64) -> (Process, Reference) {
@@ -115,6 +118,23 @@ fn an_emptied_cloud_is_noticed_also_when_nothing_is_written() {
             .find(|line| line.starts_with("velum_cloud_up{cloud=\"c\"}"))
             .map(str::to_owned);
         assert_eq!(up.as_deref(), Some("velum_cloud_up{cloud=\"c\"} 0"));
+    });
+}
+
+/// Of a cloud that begins anew by another node's word a node hears from the metadata alone; by its old cursors it would leave
+/// the cloud empty.
+#[test]
+fn a_cloud_that_begins_anew_by_another_nodes_word_is_filled_by_this_one() {
+    run(30, async |cluster| {
+        let (process, mut reference) = with_history(&cluster, 6).await;
+        cluster.cloud("c").wipe();
+        let resync = Command::ResyncCloud { cloud: CloudName("c".into()) };
+        process.run(process.node.metadata().propose(resync)).await.unwrap();
+        write(&cluster, &process, &mut reference, 2).await;
+        process.converge().await;
+        assert_eq!(state(&process, "c").await, CloudState::Up);
+        process.crash(Crash::Process);
+        assert_recovers(&cluster, &reference, ["a", "c"], "b").await;
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -84,6 +84,10 @@ pub struct ArrayContext {
     pub(crate) settings: ArraySettings,
     pub(crate) known: Rc<Known>,
     pub(crate) shown: Rc<Shown>,
+    /// How often each cloud had begun anew when this node started over with it.
+    beginnings: Rc<RefCell<BTreeMap<CloudName, u64>>>,
+    /// Whether this node is the one that does what is done once per cluster.
+    keeper: Rc<dyn Fn() -> bool>,
     /// Held by the volume whose segments are being compacted: what that takes in memory is taken once per node.
     pub(crate) compacting: Rc<tokio::sync::Mutex<()>>,
 }
@@ -103,6 +107,7 @@ impl ArrayContext {
         settings: ArraySettings,
     ) -> Self {
         let copies = Copies::new(keyring.clone(), clouds, Rc::clone(&env.clock));
+        let beginnings = Rc::new(RefCell::new(metadata.with(|state| state.beginnings.clone())));
         Self {
             env: env.clone(),
             node,
@@ -114,8 +119,34 @@ impl ArrayContext {
             settings,
             known: Rc::default(),
             shown: Rc::default(),
+            beginnings,
+            keeper: Rc::new(|| true),
             compacting: Rc::default(),
         }
+    }
+
+    /// The array of one node among several, which asks `keeper` whether it is the one that does what is done once per
+    /// cluster. Without this it is.
+    #[must_use]
+    pub fn with_keeper(self, keeper: Rc<dyn Fn() -> bool>) -> Self {
+        Self { keeper, ..self }
+    }
+
+    /// True on the one node that does what is done once per cluster. For a moment after another one has become it, both may
+    /// take themselves for it: nothing that a keeper does may rest on being the only one.
+    pub(crate) fn is_keeper(&self) -> bool {
+        (self.keeper)()
+    }
+
+    /// How often a cloud had begun anew when this node started over with it.
+    pub(crate) fn beginning(&self, cloud: &CloudName) -> u64 {
+        self.beginnings.borrow().get(cloud).copied().unwrap_or_default()
+    }
+
+    /// True when a cloud has begun anew, as another node found or asked, and this node has not started over with it yet.
+    #[must_use]
+    pub fn is_behind(&self, cloud: &CloudName) -> bool {
+        self.metadata.with(|state| state.beginning(cloud)) > self.beginning(cloud)
     }
 
     /// Proposes a command until it is known what became of it. The same request goes to Raft each time, so it is applied
@@ -135,6 +166,8 @@ impl ArrayContext {
 
     /// Forgets what was known to be in a cloud. Volumes and the catalogue have cursors of their own for it.
     pub fn forget_cloud(&self, cloud: &CloudName) {
+        let beginning = self.metadata.with(|state| state.beginning(cloud));
+        self.beginnings.borrow_mut().insert(cloud.clone(), beginning);
         self.copies.forget_cloud(cloud);
         self.known.forget_cloud(cloud);
     }

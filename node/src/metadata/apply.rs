@@ -98,6 +98,9 @@ pub enum Rejection {
     /// The replicated state has room for so many nodes, retired ones too.
     #[error("the cluster has had as many nodes as it can remember")]
     TooManyNodes,
+    /// What the proposer saw in a cloud was before the cloud began anew.
+    #[error("the cloud has begun anew meanwhile")]
+    BegunAnew,
 }
 
 impl State {
@@ -137,10 +140,12 @@ impl State {
             | Command::RevokeFlush { .. }
             | Command::AppendSequence { .. }
             | Command::ChangeLineage { .. }
-            | Command::MoveCursor { .. } => self.apply_to_sequence(command),
+            | Command::MoveCursor { .. }
+            | Command::AdvanceCursor { .. } => self.apply_to_sequence(command),
             Command::ResyncCloud { cloud } => self.resync_cloud(cloud),
             Command::CommitCheckpoint { .. }
             | Command::MoveCheckpointCursor { .. }
+            | Command::AdvanceCheckpointCursor { .. }
             | Command::CommitReclaim { .. }
             | Command::FinishReclaim { .. }
             | Command::ForgetRange { .. } => self.apply_to_checkpoints(command),

@@ -17,15 +17,11 @@ impl State {
                 self.commit_checkpoint(*volume, *epoch, checkpoint, condemned)?;
             }
             Command::MoveCheckpointCursor { volume, cloud, number } => {
-                let known = self.clouds.iter().any(|entry| entry.name == *cloud);
-                let volume = self.volume_mut(*volume)?;
-                let newest = volume.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number);
-                // A cloud may hold the checkpoint that is being committed one step before the commit.
-                if !known || *number > newest + 1 {
-                    return Err(Rejection::CursorUnfit);
-                }
-                let cursor = volume.checkpoint_cursors.entry(cloud.clone()).or_insert(0);
-                *cursor = (*cursor).max(*number);
+                self.move_checkpoint_cursor(*volume, cloud, *number)?;
+            }
+            Command::AdvanceCheckpointCursor { volume, epoch, cloud, beginning, number } => {
+                self.expect_seen(*volume, *epoch, cloud, *beginning)?;
+                self.move_checkpoint_cursor(*volume, cloud, *number)?;
             }
             Command::CommitReclaim { volume, epoch, numbers } => {
                 let quorum = usize::try_from(self.quorum).unwrap_or(usize::MAX);
@@ -70,6 +66,19 @@ impl State {
             _ => unreachable!("apply_command routes checkpoint commands only"),
         }
         Ok(Answer::Done)
+    }
+
+    fn move_checkpoint_cursor(&mut self, volume: VolumeId, cloud: &CloudName, number: u64) -> Result<(), Rejection> {
+        let known = self.clouds.iter().any(|entry| entry.name == *cloud);
+        let volume = self.volume_mut(volume)?;
+        let newest = volume.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number);
+        // A cloud may hold the checkpoint that is being committed one step before the commit.
+        if !known || number > newest + 1 {
+            return Err(Rejection::CursorUnfit);
+        }
+        let cursor = volume.checkpoint_cursors.entry(cloud.clone()).or_insert(0);
+        *cursor = (*cursor).max(number);
+        Ok(())
     }
 
     fn commit_checkpoint(

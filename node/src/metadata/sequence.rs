@@ -2,7 +2,7 @@
 
 use velum_protocol::{
     format::metadata::{CloudName, Command},
-    id::{Incarnation, ObjectNumber, Seq},
+    id::{Epoch, Incarnation, ObjectNumber, Seq, VolumeId},
 };
 
 use super::{
@@ -64,21 +64,39 @@ impl State {
                 volume.lineage = volume.lineage.next();
                 Ok(Answer::Done)
             }
-            Command::MoveCursor { volume: volume_id, cloud, seq } => {
-                let clouds: Vec<_> = self.clouds.iter().map(|entry| entry.name.clone()).collect();
-                let volume = self.volume_mut(*volume_id)?;
-                if !clouds.contains(cloud) || *seq > volume.head.seq {
-                    return Err(Rejection::CursorUnfit);
-                }
-                let cursor = volume.cursors.entry(cloud.clone()).or_insert(Seq(0));
-                *cursor = (*cursor).max(*seq);
-                let reached = *cursor;
-                volume.drop_records(&clouds);
-                self.left.retain(|at, left| *at != (*volume_id, cloud.clone()) || *left > reached);
-                Ok(Answer::Done)
+            Command::MoveCursor { volume, cloud, seq } => self.move_cursor(*volume, cloud, *seq),
+            Command::AdvanceCursor { volume, epoch, cloud, beginning, seq } => {
+                self.expect_seen(*volume, *epoch, cloud, *beginning)?;
+                self.move_cursor(*volume, cloud, *seq)
             }
             _ => unreachable!("apply_command routes sequence commands only"),
         }
+    }
+
+    fn move_cursor(&mut self, volume_id: VolumeId, cloud: &CloudName, seq: Seq) -> Result<Answer, Rejection> {
+        let clouds: Vec<_> = self.clouds.iter().map(|entry| entry.name.clone()).collect();
+        let volume = self.volume_mut(volume_id)?;
+        if !clouds.contains(cloud) || seq > volume.head.seq {
+            return Err(Rejection::CursorUnfit);
+        }
+        let cursor = volume.cursors.entry(cloud.clone()).or_insert(Seq(0));
+        *cursor = (*cursor).max(seq);
+        let reached = *cursor;
+        volume.drop_records(&clouds);
+        self.left.retain(|at, left| *at != (volume_id, cloud.clone()) || *left > reached);
+        Ok(Answer::Done)
+    }
+
+    /// Refuses to be told of a cloud by a node that does not own the volume any more, or has not seen the cloud begin anew.
+    pub(super) fn expect_seen(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        cloud: &CloudName,
+        beginning: u64,
+    ) -> Result<(), Rejection> {
+        self.volumes.get(&volume).ok_or(Rejection::NoSuchVolume)?.expect_epoch(epoch)?;
+        if self.beginning(cloud) == beginning { Ok(()) } else { Err(Rejection::BegunAnew) }
     }
 
     /// Nothing is believed to be in a cloud any more.
@@ -86,6 +104,7 @@ impl State {
         if !self.clouds.iter().any(|entry| entry.name == *cloud) {
             return Err(Rejection::CursorUnfit);
         }
+        *self.beginnings.entry(cloud.clone()).or_insert(0) += 1;
         for (id, volume) in &mut self.volumes {
             // Not removed: a cloud that begins anew may hold what one that never began cannot.
             if let Some(reached) = volume.cursors.insert(cloud.clone(), Seq(0)) {

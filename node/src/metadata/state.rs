@@ -17,11 +17,13 @@ use super::apply::{Answer, Rejection};
 /// Marks a saved state.
 pub const STATE_MAGIC: [u8; 4] = *b"VMET";
 /// Version of the saved form.
-pub const STATE_VERSION: u16 = 3;
-/// The version before, which ends before what clouds were left with.
-const STATE_WITHOUT_LEFT: u16 = 2;
-/// The version before that, which ends before the nodes.
+pub const STATE_VERSION: u16 = 4;
+/// The first version, which ends before the nodes.
 const STATE_WITHOUT_NODES: u16 = 1;
+/// The second, which ends behind them.
+const STATE_UP_TO_NODES: u16 = 2;
+/// The third, which ends behind what clouds were left with.
+const STATE_UP_TO_LEFT: u16 = 3;
 /// Longest saved state.
 pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
 /// Bytes of sealed records the state takes in all; past that a volume has to make a checkpoint first. The rest of
@@ -35,9 +37,10 @@ const CHANGE_FIRST: u64 = 1;
 /// refers to; objects are numbered from 1.
 pub const LEAVINGS: ObjectNumber = ObjectNumber(0);
 
-/// What states of the versions before have no room for.
+/// What states of earlier versions have no room for.
 const NO_NODES: BTreeMap<NodeId, NodeEntry> = BTreeMap::new();
 const NOTHING_LEFT: BTreeMap<(VolumeId, CloudName), Seq> = BTreeMap::new();
+const NO_BEGINNINGS: BTreeMap<CloudName, u64> = BTreeMap::new();
 
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +70,8 @@ pub struct State {
     /// Where the cursor of a volume stood in a cloud when it began anew, until it is beyond that again: records up to there and
     /// a step beyond may still be in the cloud, and nothing else tells where.
     pub left: BTreeMap<(VolumeId, CloudName), Seq>,
+    /// How often each cloud has begun anew; none for never.
+    pub beginnings: BTreeMap<CloudName, u64>,
 }
 
 /// A node as the cluster knows it.
@@ -216,6 +221,7 @@ impl State {
             answered: VecDeque::new(),
             nodes: BTreeMap::new(),
             left: BTreeMap::new(),
+            beginnings: BTreeMap::new(),
         }
     }
 
@@ -229,6 +235,12 @@ impl State {
     #[must_use]
     pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &VolumeState)> {
         self.volumes.iter().find(|(_, volume)| volume.name == name && !volume.deleted).map(|(id, volume)| (*id, volume))
+    }
+
+    /// How often a cloud has begun anew.
+    #[must_use]
+    pub fn beginning(&self, cloud: &CloudName) -> u64 {
+        self.beginnings.get(cloud).copied().unwrap_or_default()
     }
 
     /// Bytes of sealed records the state holds.
@@ -253,15 +265,14 @@ impl State {
     pub fn load(bytes: &[u8]) -> Result<Self, LoadError> {
         let rest = bytes.strip_prefix(&STATE_MAGIC).ok_or(LoadError::NotAState)?;
         let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
-        match u16::from_le_bytes(*version) {
-            STATE_VERSION => Ok(codec::decode(rest, STATE_BYTES_MAX)?),
-            STATE_WITHOUT_LEFT => Ok(codec::decode(&[rest, &codec::encode(&NOTHING_LEFT)].concat(), STATE_BYTES_MAX)?),
-            STATE_WITHOUT_NODES => {
-                let missing = codec::encode(&(NO_NODES, NOTHING_LEFT));
-                Ok(codec::decode(&[rest, &missing].concat(), STATE_BYTES_MAX)?)
-            }
-            version => Err(LoadError::NewerVersion(version)),
-        }
+        let lacking = match u16::from_le_bytes(*version) {
+            STATE_VERSION => return Ok(codec::decode(rest, STATE_BYTES_MAX)?),
+            STATE_UP_TO_LEFT => codec::encode(&NO_BEGINNINGS),
+            STATE_UP_TO_NODES => codec::encode(&(NOTHING_LEFT, NO_BEGINNINGS)),
+            STATE_WITHOUT_NODES => codec::encode(&(NO_NODES, NOTHING_LEFT, NO_BEGINNINGS)),
+            version => return Err(LoadError::NewerVersion(version)),
+        };
+        Ok(codec::decode(&[rest, &lacking].concat(), STATE_BYTES_MAX)?)
     }
 }
 

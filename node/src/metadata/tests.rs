@@ -429,7 +429,7 @@ fn saved_state_reads_back_and_damaged_or_newer_ones_are_refused() {
         assert!(State::load(&saved[..cut]).is_err(), "cut at {cut}");
     }
     let mut newer = saved.to_vec();
-    newer[4] = 4;
+    newer[4] = 5;
     assert!(State::load(&newer).is_err());
 }
 
@@ -454,14 +454,53 @@ fn a_nodes_number_is_never_used_again() {
     }
 }
 
-/// States saved by releases before end where what is new since would begin.
+/// States of earlier versions end before what they had no room for.
 #[test]
-fn states_of_older_versions_are_read() {
-    let bench = Bench::new();
+fn states_of_earlier_versions_are_read() {
+    let mut bench = Bench::new();
     let mut old = bench.state.save().to_vec();
-    for version in [2_u16, 1] {
-        assert_eq!(old.pop(), Some(0), "what is empty is one byte at the end");
+    for version in [3_u16, 2, 1] {
+        assert_eq!(old.pop(), Some(0), "what there is nothing of is one byte at the end");
         old[4..6].copy_from_slice(&version.to_le_bytes());
         assert_eq!(State::load(&old).unwrap(), bench.state);
     }
+    bench.run(Command::AdmitNode { node: NodeId(2), address: "host:9891".into() }).unwrap();
+    let mut old = bench.state.save().to_vec();
+    old.truncate(old.len() - 2);
+    old[4..6].copy_from_slice(&2_u16.to_le_bytes());
+    assert_eq!(State::load(&old).unwrap(), bench.state, "the second version has nodes");
+}
+
+/// With several nodes a cursor may be moved by one that is late: another owns the volume, or the cloud was emptied since.
+#[test]
+fn a_cursor_is_moved_by_the_owner_alone_and_only_when_it_saw_the_cloud_begin_anew() {
+    let mut bench = Bench::new();
+    let first = bench.own();
+    bench.append(first, 1, 1, 1).unwrap();
+    bench.checkpoint(first, 1, 1, &[]).unwrap();
+    let cloud = || CloudName("a".into());
+    let seq =
+        |epoch, beginning| Command::AdvanceCursor { volume: VOLUME, epoch, cloud: cloud(), beginning, seq: Seq(1) };
+    let number = |epoch, beginning| Command::AdvanceCheckpointCursor {
+        volume: VOLUME,
+        epoch,
+        cloud: cloud(),
+        beginning,
+        number: 1,
+    };
+    bench.run(seq(first, 0)).unwrap();
+    bench.run(number(first, 0)).unwrap();
+    bench.run(Command::ResyncCloud { cloud: cloud() }).unwrap();
+    for late in [seq(first, 0), number(first, 0), seq(first, 2)] {
+        assert_eq!(bench.run(late), Err(Rejection::BegunAnew));
+    }
+    let volume = &bench.state.volumes[&VOLUME];
+    assert_eq!((volume.cursors[&cloud()], volume.checkpoint_cursors.get(&cloud())), (Seq(0), None));
+    let second = bench.own();
+    for deposed in [seq(first, 1), number(first, 1)] {
+        assert_eq!(bench.run(deposed), Err(Rejection::StaleEpoch(second)));
+    }
+    bench.run(seq(second, 1)).unwrap();
+    bench.run(number(second, 1)).unwrap();
+    assert_eq!(bench.state.volumes[&VOLUME].cursors[&cloud()], Seq(1));
 }

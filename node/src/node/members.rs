@@ -19,7 +19,7 @@ use super::{
 use crate::{
     actor,
     config::PeersConfig,
-    consensus::ConsensusError,
+    consensus::{Consensus, ConsensusError},
     env::{Credentials, Env, Listener, network::Address},
     metadata::State,
     peer::Links,
@@ -42,6 +42,12 @@ pub(super) async fn begin(
     group.links.open(listener, peers.advertise.as_ref().map(ToString::to_string));
     group.links.set_peers(&addresses(&state.borrow()));
     Ok(group)
+}
+
+/// Whether this node is the one that does what is done once per cluster; one alone always is.
+pub(super) fn keeper(is_alone: bool, consensus: &Consensus) -> Rc<dyn Fn() -> bool> {
+    let consensus = consensus.clone();
+    Rc::new(move || is_alone || consensus.status().is_leader)
 }
 
 /// Where the nodes are that were not retired.

@@ -20,7 +20,7 @@ use crate::{
     extent::{ExtentMap, MapError},
     journal::{Journal, Loss, Position, Replay, StreamId},
     keyring::{KeyError, KeySet, ObjectFault, ObjectKind},
-    metadata::{Answer, MetadataError, state::VolumeState},
+    metadata::{Answer, MetadataError, Rejection, state::VolumeState},
     volume::{
         OpenVolumeError, Opening, Volume,
         machine::Settings,
@@ -76,15 +76,25 @@ impl OpenError {
 }
 
 impl Assembly {
-    /// Opens every volume. Those whose map is at hand are open when this returns; the others follow when their clouds
+    /// Whether a volume is this node's to open: any when the node is alone, else those it owns and those that nobody does.
+    pub(super) fn may_own(&self, volume: &VolumeState) -> bool {
+        self.links.is_none() || volume.owner.is_none_or(|owner| owner == self.node)
+    }
+
+    /// Opens every volume of this node. Those whose map is at hand are open when this returns; the others follow when their clouds
     /// answer.
     pub(super) async fn open_volumes(self: &Rc<Self>, mut replay: Replay) {
         let mut journal = streams(std::mem::take(&mut replay.records));
         let volumes = self.metadata.with(|state| {
             let live = state.volumes.iter().filter(|(_, volume)| !volume.deleted);
-            live.map(|(id, volume)| (*id, volume.checkpoint.is_some())).collect::<Vec<_>>()
+            live.map(|(id, volume)| (*id, volume.checkpoint.is_some(), self.may_own(volume))).collect::<Vec<_>>()
         });
-        for (id, needs_cloud) in volumes {
+        for (id, needs_cloud, is_own) in volumes {
+            if !is_own {
+                // What was acked here of another's volume is not this node's to drop.
+                journal.remove(&id);
+                continue;
+            }
             let records = journal.remove(&id).unwrap_or_default();
             let found = Found { records, loss: replay.loss(StreamId::Volume(id)) };
             let own = Rc::clone(self);
@@ -101,6 +111,10 @@ impl Assembly {
         loop {
             match self.open_volume(id, found.clone()).await {
                 Ok(()) | Err(OpenError::Gone) => return,
+                Err(OpenError::Metadata(MetadataError::Rejected(Rejection::StaleEpoch(_)))) if !self.owns(id) => {
+                    tracing::info!(volume = %id, "another node has become the volume's owner first");
+                    return;
+                }
                 Err(error) if error.is_passing() => {
                     tracing::warn!(volume = %id, %error, "the volume does not open yet; trying again");
                 }
@@ -111,6 +125,10 @@ impl Assembly {
             }
             self.env.clock.sleep(RETRY).await;
         }
+    }
+
+    fn owns(&self, id: VolumeId) -> bool {
+        self.metadata.with(|state| state.volumes.get(&id).is_some_and(|volume| volume.owner == Some(self.node)))
     }
 
     /// Opens one volume with what the journal holds of it.

@@ -7,6 +7,9 @@
 //! The order matters. First nothing may be under way in the cloud that still goes by the old cursors. Then Raft sets the
 //! cursors to nothing. Only then may the place be claimed: an identity stands for a place about which the cursors are right.
 //! A crash in between leaves cursors at nothing or an identity that is missing, and either is dealt with by the next start.
+//!
+//! With several nodes any of them may begin. The metadata counts how often a cloud has begun anew; the others see the count
+//! rise and start over with it too, and what they still say by the old cursors is refused.
 
 use std::{
     rc::{Rc, Weak},
@@ -18,7 +21,10 @@ use velum_protocol::format::metadata::{CloudName, Command};
 use super::Assembly;
 use crate::{
     actor,
-    cloud::{Cloud, CloudError, identity::Standing},
+    cloud::{
+        Cloud, CloudError,
+        identity::{Closed, Standing},
+    },
     metadata::Rejection,
 };
 
@@ -54,6 +60,14 @@ pub(super) fn watch(node: &Rc<Assembly>) {
 
 async fn look(node: &Weak<Assembly>) -> bool {
     let Some(node) = node.upgrade() else { return false };
+    for cloud in node.clouds.clouds.iter().filter(|cloud| node.array.is_behind(cloud.name())) {
+        match node.follow(cloud).await {
+            Ok(()) => tracing::info!(cloud = cloud.name().0, "the cloud has begun anew; so does this node with it"),
+            Err(error) => {
+                tracing::warn!(cloud = cloud.name().0, %error, "the cloud has begun anew and cannot be used yet");
+            }
+        }
+    }
     for cloud in node.clouds.clouds.iter().filter(|cloud| cloud.standing() == Standing::Returned) {
         match node.begin_anew(cloud).await {
             Ok(()) => tracing::info!(cloud = cloud.name().0, "the cloud is back; what it lacks is brought to it"),
@@ -81,8 +95,18 @@ impl Assembly {
 
     async fn begin_anew(&self, cloud: &Rc<Cloud>) -> Result<(), ResyncError> {
         let closed = cloud.close().await.ok_or(ResyncError::Begun)?;
+        self.array.agree(Command::ResyncCloud { cloud: cloud.name().clone() }).await?;
+        self.start_over(cloud, closed).await
+    }
+
+    /// Begins anew with a cloud because another node had it do so.
+    async fn follow(&self, cloud: &Rc<Cloud>) -> Result<(), ResyncError> {
+        let closed = cloud.close().await.ok_or(ResyncError::Begun)?;
+        self.start_over(cloud, closed).await
+    }
+
+    async fn start_over(&self, cloud: &Rc<Cloud>, closed: Closed) -> Result<(), ResyncError> {
         let name = cloud.name();
-        self.array.agree(Command::ResyncCloud { cloud: name.clone() }).await?;
         self.array.forget_cloud(name);
         self.catalogue.start_over(name);
         for (_, open) in self.open.all() {

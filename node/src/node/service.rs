@@ -98,6 +98,19 @@ impl Assembly {
         found.ok_or_else(|| Problem::no_volume(name))
     }
 
+    /// The named volume, which is this node's to work on.
+    fn own(&self, name: &str) -> Result<VolumeId, Problem> {
+        let volume = self.named(name)?;
+        let owner = self.metadata.with(|state| state.volumes.get(&volume).and_then(|volume| volume.owner));
+        match owner.filter(|owner| self.links.is_some() && *owner != self.node) {
+            None => Ok(volume),
+            Some(owner) => {
+                let detail = format!("volume `{name}` is owned by node {owner}, this is node {}", self.node);
+                Err(Problem::new(ProblemKind::Conflict, detail, "ask that node, with --admin or VELUM_ADMIN"))
+            }
+        }
+    }
+
     /// The volume, once it is open: after a start its map may still be on its way.
     async fn opened(&self, volume: VolumeId) -> Option<Rc<OpenVolume>> {
         let clock = &self.env.clock;
@@ -136,7 +149,7 @@ impl Assembly {
     }
 
     async fn resize_volume(&self, name: &str, asked: ResizeVolume) -> Result<Response, Problem> {
-        let volume = self.named(name)?;
+        let volume = self.own(name)?;
         let size_bytes = asked.size_bytes;
         let now = self.metadata.with(|state| state.volumes.get(&volume).map_or(0, |volume| volume.size_bytes));
         if size_bytes < now && !asked.force {
@@ -166,7 +179,7 @@ impl Assembly {
     }
 
     async fn flush_volume(&self, name: &str) -> Result<Response, Problem> {
-        let volume = self.named(name)?;
+        let volume = self.own(name)?;
         let open = self.opened(volume).await.ok_or_else(|| not_open(name))?;
         open.array.flush().await.map_err(|error| {
             Problem::new(ProblemKind::Unavailable, format!("volume `{name}` was not flushed: {error}"), "ask again")
@@ -175,7 +188,7 @@ impl Assembly {
     }
 
     async fn delete_volume(&self, name: &str) -> Result<Response, Problem> {
-        let volume = self.named(name)?;
+        let volume = self.own(name)?;
         let sessions = self.open.get(volume).map_or(0, |open| open.volume.session_count());
         if sessions > 0 {
             let detail =
@@ -242,7 +255,7 @@ impl Assembly {
 
     /// In force on every gate when it is answered.
     async fn set_acl(&self, name: &str, line: AclLine) -> Result<Response, Problem> {
-        let volume = self.named(name)?;
+        let volume = self.own(name)?;
         let entry = entry_of(&line)?;
         self.expect_inside(name, volume, &entry)?;
         self.propose(Command::SetAcl { volume, entry }).await?;

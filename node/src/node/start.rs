@@ -332,7 +332,8 @@ async fn assemble(
         Rc::clone(&audit),
         Arc::clone(&metrics),
         array_settings(&config),
-    );
+    )
+    .with_keeper(members::keeper(links.is_none(), &consensus));
     let catalogue = Catalogue::start(&array);
     retire::start(&array, &catalogue);
     life::watch(&array);

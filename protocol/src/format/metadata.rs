@@ -154,12 +154,12 @@ pub enum Command {
         record: Bytes,
         objects: Vec<ObjectRef>,
     },
-    /// A cloud holds all records up to `seq` and what they name. Never moves back.
+    /// A cloud holds all records up to `seq` and what they name. Never moves back. Of logs from before several nodes.
     MoveCursor { volume: VolumeId, cloud: CloudName, seq: Seq },
     /// A checkpoint is complete on w clouds; records up to its seq leave the raft state. `condemned` are the objects that
     /// the checkpoint no longer references and the one before did.
     CommitCheckpoint { volume: VolumeId, epoch: Epoch, checkpoint: CheckpointRef, condemned: Vec<CondemnedObject> },
-    /// A cloud holds checkpoint `number` with everything it names. Never moves back.
+    /// A cloud holds checkpoint `number` with everything it names. Never moves back. Of logs from before several nodes.
     MoveCheckpointCursor { volume: VolumeId, cloud: CloudName, number: u64 },
     /// Approves the deletion of condemned objects; refused unless the epoch is the owner's.
     CommitReclaim { volume: VolumeId, epoch: Epoch, numbers: Vec<(Incarnation, ObjectNumber)> },
@@ -173,8 +173,8 @@ pub enum Command {
     ForgetRange { volume: VolumeId, first: ObjectNumber },
     /// Acked writes of the volume may have been lost: its lineage changes. Refused unless the epoch is the owner's.
     ChangeLineage { volume: VolumeId, epoch: Epoch },
-    /// Nothing is believed to be in a cloud any more: its cursors start over, of every volume. Proposed only when no command
-    /// that moves one of them is under way.
+    /// Nothing is believed to be in a cloud any more: its cursors start over, of every volume. The node that proposes it has no
+    /// command under way that moves one of them; those of other nodes are refused from then on.
     ResyncCloud { cloud: CloudName },
     /// A node may join, found at `address`. Refused when its number was ever used.
     AdmitNode { node: NodeId, address: String },
@@ -182,4 +182,9 @@ pub enum Command {
     MoveNode { node: NodeId, address: String },
     /// A node is not listened to any more, for ever; its number stays used.
     RetireNode { node: NodeId },
+    /// As [`Command::MoveCursor`], of the owner of `epoch`. Refused when another owns the volume, or when the cloud has begun
+    /// anew since its `beginning`: what the cursor tells of may be gone then.
+    AdvanceCursor { volume: VolumeId, epoch: Epoch, cloud: CloudName, beginning: u64, seq: Seq },
+    /// As [`Command::MoveCheckpointCursor`], refused like [`Command::AdvanceCursor`].
+    AdvanceCheckpointCursor { volume: VolumeId, epoch: Epoch, cloud: CloudName, beginning: u64, number: u64 },
 }

@@ -25,7 +25,7 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// Starts publishing. One node does: the one that owns the volumes.
+    /// Starts publishing. With several nodes the keeper does, and the others look when it has.
     #[must_use]
     pub fn start(array: &ArrayContext) -> Self {
         let clouds = array.copies.clouds();

@@ -1,10 +1,12 @@
 //! Performs what the catalogue machine decides.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use velum_protocol::{
     format::{
         catalogue::{CATALOGUE_BYTES_MAX, Catalogue, CatalogueCloud, CatalogueVolume},
-        metadata::Command,
+        metadata::{CloudName, Command},
     },
     id::Incarnation,
 };
@@ -22,6 +24,10 @@ use crate::{
     metadata::State,
 };
 
+/// Pause between looks at what the keeper does, and how many of them are made before a cloud counts as failing.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
+const FOLLOW_LOOKS: u32 = 50;
+
 /// The shell of the catalogue.
 pub(crate) struct CatalogueShell {
     array: ArrayContext,
@@ -37,6 +43,17 @@ impl Shell<Machine> for CatalogueShell {
     fn perform(&mut self, effect: Effect, own: &Handle<Input>) {
         let array = self.array.clone();
         match effect {
+            // The keeper does it; what is left here is to see what became of it.
+            Effect::Append if !array.is_keeper() => own.spawn(async move {
+                array.env.clock.sleep(FOLLOW_PAUSE).await;
+                Input::Appended(standing(&array))
+            }),
+            Effect::Publish { cloud } if !array.is_keeper() => own.spawn(async move {
+                match await_newest(&array, &cloud).await {
+                    Some(number) => Input::Published { cloud, number },
+                    None => Input::NotPublished { cloud },
+                }
+            }),
             Effect::Arm => own.after(&*array.env.clock, LOOK_INTERVAL, Input::Tick),
             Effect::Look => own.call(Input::Looked(standing(&array))),
             Effect::Append => own.spawn(async move {
@@ -81,6 +98,25 @@ async fn append(array: &ArrayContext) {
     if let Err(rejection) = array.agree(Command::MoveCatalogue { number, hash, change, record }).await {
         tracing::warn!(number, %rejection, "a catalogue record was refused");
     }
+}
+
+/// Waits a while for the keeper to bring the newest record to a cloud; gives the record's number once it is there.
+async fn await_newest(array: &ArrayContext, name: &CloudName) -> Option<u64> {
+    for _ in 0..FOLLOW_LOOKS {
+        let (number, incarnation) = array.metadata.with(|state| (state.catalogue.0, state.incarnation));
+        // Left again for the pause: a cloud that is to begin anew waits for all visits to end.
+        if let Some((_visit, target)) = array.copies.enter(name)
+            && let Ok(true) = array.copies.is_there(&target, &Keyring::catalogue_id(incarnation, number)).await
+            && array.copies.confirm(&target).await.is_ok()
+        {
+            return Some(number);
+        }
+        if array.is_keeper() {
+            return None;
+        }
+        array.env.clock.sleep(FOLLOW_PAUSE).await;
+    }
+    None
 }
 
 /// What the catalogue says of the metadata.

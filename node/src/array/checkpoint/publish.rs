@@ -56,6 +56,7 @@ pub(crate) async fn publish(context: &VolumeContext, target: &Cloud, jump: bool)
     if context.is_over() {
         return Err(PublishError::Nothing);
     }
+    let beginning = context.array.beginning(target.name());
     let checkpoint = context.state(|state| state.checkpoint.clone()).flatten().ok_or(PublishError::Nothing)?;
     let keys = context.keys().ok_or(PublishError::Nothing)?;
     life::tell(&context.array, target).await?;
@@ -68,9 +69,10 @@ pub(crate) async fn publish(context: &VolumeContext, target: &Cloud, jump: bool)
     // All this counts only if it went to the cluster's own place.
     context.array.copies.confirm(target).await?;
     let (number, cloud) = (checkpoint.number, target.name());
+    let (volume, epoch, seq) = (context.volume, context.epoch, checkpoint.seq);
     let moves = [
-        Command::MoveCheckpointCursor { volume: context.volume, cloud: cloud.clone(), number },
-        Command::MoveCursor { volume: context.volume, cloud: cloud.clone(), seq: checkpoint.seq },
+        Command::AdvanceCheckpointCursor { volume, epoch, cloud: cloud.clone(), beginning, number },
+        Command::AdvanceCursor { volume, epoch, cloud: cloud.clone(), beginning, seq },
     ];
     for command in moves {
         context.array.agree(command).await.map_err(|_| PublishError::Nothing)?;

@@ -41,7 +41,8 @@ pub fn start(array: &ArrayContext, catalogue: &Catalogue) {
     actor::spawn(async move {
         let mut seen: BTreeMap<VolumeId, Instant> = BTreeMap::new();
         loop {
-            for volume in deleted(&array) {
+            // Another node's volume is deleted here, too; that it is done twice while the keeper changes does no harm.
+            for volume in deleted(&array).into_iter().filter(|_| array.is_keeper()) {
                 catalogue.published().await;
                 let now = array.env.clock.now();
                 let since = *seen.entry(volume).or_insert(now);

@@ -54,7 +54,10 @@ impl Shell<Machine> for SequenceShell {
             },
             Effect::Move { cloud, seq } => match context.array.copies.enter(&cloud) {
                 Some((visit, _)) => own.spawn(async move {
-                    let command = Command::MoveCursor { volume: context.volume, cloud: cloud.clone(), seq };
+                    // While a cloud is visited it does not begin anew here.
+                    let beginning = context.array.beginning(&cloud);
+                    let (volume, epoch) = (context.volume, context.epoch);
+                    let command = Command::AdvanceCursor { volume, epoch, cloud: cloud.clone(), beginning, seq };
                     let agreed = context.array.agree(command).await;
                     drop(visit);
                     match agreed {
