@@ -6,13 +6,16 @@
 
 mod applier;
 mod boot;
+mod cluster;
 mod create;
 mod crowding;
+mod desk;
 mod exports;
 mod files;
 mod frames;
 mod gauges;
 pub mod group;
+mod joining;
 mod layout;
 mod members;
 mod opening;
@@ -20,6 +23,7 @@ mod records;
 mod resync;
 mod service;
 mod start;
+mod steps;
 mod views;
 
 use std::{
@@ -34,6 +38,7 @@ use velum_protocol::{
 };
 
 pub use create::{adopt, cloud_entries, create, is_created, quorum};
+pub use joining::{JoinError, join};
 pub use layout::Layout;
 pub use start::{StartError, expect_idle};
 
@@ -49,7 +54,6 @@ use crate::{
     keyring::Keyring,
     metadata::Metadata,
     metrics::Metrics,
-    peer::Links,
     server::{admin::Backend, nbd::NbdDoor, session::Sessions},
     volume::budget::DirtyBudget,
 };
@@ -66,8 +70,8 @@ pub(crate) struct Assembly {
     keyring: Keyring,
     journal: Rc<Journal>,
     consensus: Consensus,
-    /// The links to the other nodes, unless this one is meant to be alone.
-    links: Option<Links>,
+    /// The way to the other nodes, unless this one is meant to be alone.
+    peers: Option<members::Peers>,
     metadata: Metadata,
     clouds: Rc<CloudSet>,
     fetcher: Fetcher,
@@ -137,6 +141,15 @@ impl Node {
         self.0.failed().await
     }
 
+    /// Completes when the cluster has removed this node, for ever: stop it. The next start is refused.
+    pub async fn removed(&self) {
+        let Some(peers) = &self.0.peers else { return std::future::pending().await };
+        peers.desk.refusal().await;
+        if let Err(error) = self.0.boot.removed(&*self.0.env.disk).await {
+            tracing::error!(%error, "that this node was removed could not be noted; it will be told again");
+        }
+    }
+
     /// Lets guests finish what is in flight, syncs the journal and stops. What is dirty stays in the journal.
     pub async fn stop(self) {
         let node = self.0;
@@ -148,8 +161,8 @@ impl Node {
         for (_, open) in node.open.all() {
             open.volume.close();
         }
-        if let Some(links) = &node.links {
-            links.close();
+        if let Some(peers) = &node.peers {
+            peers.links.close();
         }
         if let Err(error) = node.journal.close().await {
             tracing::error!(%error, "the journal could not be closed cleanly; the next start will verify it");

@@ -67,7 +67,7 @@ async fn start(env: &Env, keyring: &Keyring, dir: &Path, node: u64) -> Node {
     let raft = dir.join("raft");
     let examined = Consensus::examine(env, &raft, member(), (&journal, &mut replay), &*text).await.unwrap();
     let found = Found { examined, journal: journal.begin().await.unwrap(), applier: text.clone() };
-    let group = group::begin(env, keyring.credentials(node), found, Rc::new(|_| true)).await.unwrap();
+    let group = group::begin(env, keyring.credentials(node), found, Rc::new(|_: NodeId| true)).await.unwrap();
     let address = group.links.listen(&Address::Tcp("127.0.0.1:0".into()), None).await.unwrap();
     Node { group, text, address }
 }

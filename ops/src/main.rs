@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 mod client;
 mod cloud;
 mod clouds;
+mod cluster;
 mod error;
 mod files;
 mod inspect;
@@ -65,6 +66,13 @@ enum Command {
         target: client::Target,
         #[command(subcommand)]
         cloud: cloud::Cloud,
+    },
+    /// Make a cluster of several nodes, let nodes join and leave, show them
+    Cluster {
+        #[command(flatten)]
+        target: client::Target,
+        #[command(subcommand)]
+        cluster: cluster::Cluster,
     },
     /// Make a root key
     Key {
@@ -123,6 +131,7 @@ fn run(velum: &Velum) -> Result<(), Failure> {
         Command::Node { config } => serve::with_config(config, format),
         Command::Volume { target, volume } => volume::run(volume, target, format),
         Command::Cloud { target, cloud } => cloud::run(cloud, target, format),
+        Command::Cluster { target, cluster } => cluster::run(cluster, target, format),
         Command::Key { key } => key::run(key, format),
         Command::Recover(recover) => recover::run(recover, format),
         Command::Inspect(inspect) => inspect::run(inspect, format),
@@ -171,6 +180,12 @@ mod tests {
             "velum cloud list",
             "velum cloud check",
             "velum cloud resync c",
+            "velum cluster init --config node.toml",
+            "velum cluster token",
+            "velum cluster join --config node.toml --token velum1.x",
+            "velum cluster status --output json",
+            "velum cluster remove 3",
+            "velum cluster transfer 2",
             "velum key init --keyfile root.key",
             "velum recover --cloud file:///a --cloud file:///b --keyfile k --dir d --accept-missing c --verify full",
             "velum inspect journal FILE",

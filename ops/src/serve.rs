@@ -129,9 +129,19 @@ pub(crate) async fn expect_idle(env: &Env, config: &NodeConfig) -> Result<(), Fa
 
 /// Waits for the word to stop, or for the end of the journal, and stops.
 async fn until_stopped(node: Node, signals: &mut Signals) -> Result<(), Failure> {
-    let failed = match select(pin!(signals.next()), pin!(node.failed())).await {
-        Either::Left(_) => None,
-        Either::Right((cause, _)) => Some(cause),
+    let ended = {
+        let (failed, removed) = (pin!(node.failed()), pin!(node.removed()));
+        let (by_itself, told) = (select(failed, removed), pin!(signals.next()));
+        match select(told, by_itself).await {
+            Either::Left(_) => Ok(None),
+            Either::Right((Either::Left((cause, _)), _)) => Ok(Some(cause)),
+            Either::Right((Either::Right(_), _)) => Err(()),
+        }
+    };
+    let Ok(failed) = ended else {
+        select(pin!(node.stop()), pin!(signals.next())).await;
+        let remedy = "it never starts again; delete its directory and join under a new number to use the machine again";
+        return Err(Failure::new("the cluster has removed this node", remedy));
     };
     let Some(cause) = failed else {
         output::say("stopping; once more stops at once, and loses nothing that was acked");

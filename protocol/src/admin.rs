@@ -80,6 +80,20 @@ pub enum Request {
     },
     /// `GET /v1/clouds`
     ListClouds,
+    /// `GET /v1/cluster`
+    ClusterStatus,
+    /// `POST /v1/cluster/tokens`; makes a token with which one new node may join.
+    OfferPlace,
+    /// `DELETE /v1/cluster/nodes/NODE`; answered when the node is out of the group, or is not yet after some seconds.
+    RemoveNode {
+        /// The node.
+        node: u64,
+    },
+    /// `POST /v1/cluster/nodes/NODE/lead`; hands the lead over to the node.
+    TransferLead {
+        /// The node.
+        node: u64,
+    },
     /// `POST /v1/clouds/check`; writes, reads back and deletes a small object in each cloud.
     CheckClouds,
     /// `POST /v1/clouds/NAME/resync`; believes nothing to be in the cloud any more and brings everything there again.
@@ -173,6 +187,10 @@ pub enum Response {
     Acl(Vec<AclLine>),
     /// To `DeleteVolume`.
     Deleted(Deleted),
+    /// To `ClusterStatus`, `RemoveNode` and `TransferLead`.
+    Cluster(ClusterStatus),
+    /// To `OfferPlace`.
+    Token(Token),
     /// To `ListClouds`.
     Clouds(Vec<CloudStatus>),
     /// To `CheckClouds`.
@@ -270,6 +288,79 @@ pub struct RaftStatus {
     pub members: Vec<u64>,
     /// Why raft has stopped until the node is restarted, if it has: nothing is agreed on meanwhile, and nothing flushed.
     pub halted: Option<String>,
+}
+
+/// The nodes of the cluster as one of them sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster, in hexadecimal.
+    pub cluster: String,
+    /// The node that answers.
+    pub node: u64,
+    /// The leader as far as this node knows.
+    pub leader: Option<u64>,
+    /// Every node that was not removed.
+    pub nodes: Vec<MemberStatus>,
+    /// Numbers of nodes that may join with a token and have not yet.
+    pub offered: Vec<u64>,
+    /// What an operator should do next, the most urgent first.
+    pub advice: Vec<String>,
+}
+
+/// One node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its number.
+    pub node: u64,
+    /// Where the others find it; none before it has said so.
+    pub address: Option<String>,
+    /// What it is in the group.
+    pub role: MemberRole,
+    /// Whether the node that answers reaches it.
+    pub reached: bool,
+    /// Why it was not reached last.
+    pub last_error: Option<String>,
+    /// Volumes it owns.
+    pub volumes: Vec<String>,
+}
+
+/// What a node is in the group that agrees on metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// Leads.
+    Leader,
+    /// Votes.
+    Voter,
+    /// Is told everything and has no vote yet.
+    Learner,
+    /// May join and is not told anything yet.
+    Joining,
+    /// Is on its way out.
+    Leaving,
+}
+
+impl fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Leader => "leader",
+            Self::Voter => "voter",
+            Self::Learner => "learner",
+            Self::Joining => "joining",
+            Self::Leaving => "leaving",
+        })
+    }
+}
+
+/// The right to become one node of the cluster, once. Whoever has it and the root key may join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The number that the new node has, to be set as `node` in its settings.
+    pub node: u64,
+    /// To be given to `velum cluster join`.
+    pub token: String,
+    /// How long it is good for.
+    pub expires_seconds: u64,
 }
 
 /// A volume in a list.

@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod codec;
 pub mod format;
 pub mod id;
+pub mod invitation;
 pub mod nbd;
 pub mod peer;
 pub mod version;

@@ -49,6 +49,8 @@ pub const RAFT_RECORD: Format = Format { magic: *b"VLrl", version: 1 };
 pub const JOURNAL_REACH: Format = Format { magic: *b"VLre", version: 1 };
 /// Raft snapshot file.
 pub const RAFT_SNAPSHOT: Format = Format { magic: *b"VLrs", version: 1 };
+/// What a node keeps until it has joined a cluster.
+pub const JOIN_FILE: Format = Format { magic: *b"VLjn", version: 1 };
 /// Boot file.
 pub const BOOT_FILE: Format = Format { magic: *b"VLbt", version: 1 };
 /// Disk cache file.
@@ -146,6 +148,7 @@ mod tests {
             JOURNAL_RECORD,
             RAFT_RECORD,
             RAFT_SNAPSHOT,
+            JOIN_FILE,
             BOOT_FILE,
             CACHE_FILE,
             PEER_FRAME,

@@ -10,7 +10,7 @@ use velum_node::{
 };
 use velum_protocol::{
     id::{ClusterId, NodeId},
-    peer::{Beat, Frame, HEADER_BYTES, Header, Hello, Placed, Placement},
+    peer::{Beat, Frame, HEADER_BYTES, Header, Hello, Placed, Placement, Verdict},
 };
 use velum_sim::{
     env::{self, Machine, Surroundings, network::Wires},
@@ -37,6 +37,8 @@ impl Receiver for Heard {
     }
 
     fn lost(&self, _to: NodeId) {}
+
+    fn removed(&self) {}
 }
 
 fn credentials(node: u64) -> Credentials {
@@ -187,11 +189,12 @@ fn two_processes_under_one_number_are_not_both_heard() {
 }
 
 #[test]
-fn a_node_that_is_removed_is_cut_off_at_its_next_word() {
+fn a_node_that_is_removed_is_told_so_and_cut_off_at_its_next_word() {
     at_the_door(async |place| {
         let mut stream = place.greeted(1, 1).await;
         place.heard.removed.borrow_mut().push(NodeId(2));
         stream.write_all(&frame(1).encode()).await.unwrap();
+        assert_eq!(read(&mut stream).await, Some(Frame::Verdict(Verdict::Removed)));
         assert_eq!(read(&mut stream).await, None);
         assert!(place.heard.frames.borrow().is_empty());
     });

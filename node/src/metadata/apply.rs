@@ -98,6 +98,15 @@ pub enum Rejection {
     /// The replicated state has room for so many nodes, retired ones too.
     #[error("the cluster has had as many nodes as it can remember")]
     TooManyNodes,
+    /// There is no such token, or another node has used it.
+    #[error("the token is unknown, has expired or was used by another node")]
+    NoOffer,
+    /// The node still owns volumes, and nobody else can serve them.
+    #[error("node {0} owns {1} volumes")]
+    OwnsVolumes(NodeId, u64),
+    /// Without the node there would be no cluster.
+    #[error("node {0} is the last one; a cluster has at least one node")]
+    LastNode(NodeId),
     /// What the proposer saw in a cloud was before the cloud began anew.
     #[error("the cloud has begun anew meanwhile")]
     BegunAnew,
@@ -149,9 +158,13 @@ impl State {
             | Command::CommitReclaim { .. }
             | Command::FinishReclaim { .. }
             | Command::ForgetRange { .. } => self.apply_to_checkpoints(command),
-            Command::AdmitNode { .. } | Command::MoveNode { .. } | Command::RetireNode { .. } => {
-                self.apply_to_nodes(command)
-            }
+            Command::AdmitNode { .. }
+            | Command::MoveNode { .. }
+            | Command::RetireNode { .. }
+            | Command::OfferPlace { .. }
+            | Command::WithdrawOffer { .. }
+            | Command::TakePlace { .. }
+            | Command::DismissNode { .. } => self.apply_to_nodes(command),
         }
     }
 

@@ -17,6 +17,10 @@ impl State {
     pub(super) fn apply_to_sequence(&mut self, command: &Command) -> Result<Answer, Rejection> {
         match command {
             Command::GrantOwner { volume, node, after } => {
+                let is_gone = self.nodes.get(node).is_some_and(|entry| entry.retired) || self.leaving.contains(node);
+                if is_gone {
+                    return Err(Rejection::NoSuchNode(*node));
+                }
                 let volume = self.live_volume_mut(*volume)?;
                 volume.expect_epoch(*after)?;
                 volume.epoch = after.next();

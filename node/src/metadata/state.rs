@@ -41,6 +41,8 @@ pub const LEAVINGS: ObjectNumber = ObjectNumber(0);
 const NO_NODES: BTreeMap<NodeId, NodeEntry> = BTreeMap::new();
 const NOTHING_LEFT: BTreeMap<(VolumeId, CloudName), Seq> = BTreeMap::new();
 const NO_BEGINNINGS: BTreeMap<CloudName, u64> = BTreeMap::new();
+const NO_OFFERS: BTreeMap<NodeId, Offer> = BTreeMap::new();
+const NOBODY_LEAVES: BTreeSet<NodeId> = BTreeSet::new();
 
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +74,19 @@ pub struct State {
     pub left: BTreeMap<(VolumeId, CloudName), Seq>,
     /// How often each cloud has begun anew; none for never.
     pub beginnings: BTreeMap<CloudName, u64>,
+    /// Places that newcomers may take, by number, and who took them.
+    pub offers: BTreeMap<NodeId, Offer>,
+    /// Nodes that are to leave the group and have not yet.
+    pub leaving: BTreeSet<NodeId>,
+}
+
+/// A place that a newcomer may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Hash of the token.
+    pub token: Hash,
+    /// Hash of the key of the node that took it.
+    pub taken_by: Option<Hash>,
 }
 
 /// A node as the cluster knows it.
@@ -222,6 +237,8 @@ impl State {
             nodes: BTreeMap::new(),
             left: BTreeMap::new(),
             beginnings: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            leaving: BTreeSet::new(),
         }
     }
 
@@ -267,9 +284,9 @@ impl State {
         let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
         let lacking = match u16::from_le_bytes(*version) {
             STATE_VERSION => return Ok(codec::decode(rest, STATE_BYTES_MAX)?),
-            STATE_UP_TO_LEFT => codec::encode(&NO_BEGINNINGS),
-            STATE_UP_TO_NODES => codec::encode(&(NOTHING_LEFT, NO_BEGINNINGS)),
-            STATE_WITHOUT_NODES => codec::encode(&(NO_NODES, NOTHING_LEFT, NO_BEGINNINGS)),
+            STATE_UP_TO_LEFT => codec::encode(&(NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES)),
+            STATE_UP_TO_NODES => codec::encode(&(NOTHING_LEFT, NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES)),
+            STATE_WITHOUT_NODES => codec::encode(&(NO_NODES, NOTHING_LEFT, NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES)),
             version => return Err(LoadError::NewerVersion(version)),
         };
         Ok(codec::decode(&[rest, &lacking].concat(), STATE_BYTES_MAX)?)

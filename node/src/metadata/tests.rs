@@ -454,19 +454,68 @@ fn a_nodes_number_is_never_used_again() {
     }
 }
 
+#[test]
+fn a_place_is_taken_once_and_by_one_newcomer() {
+    let mut bench = Bench::new();
+    let (token, key) = (Hash([1; 32]), Hash([2; 32]));
+    let take = |node, token, key| Command::TakePlace { node: NodeId(node), token, key, address: "host:1".into() };
+    assert_eq!(bench.run(take(2, token, key)), Err(Rejection::NoOffer), "nothing was offered");
+    bench.run(Command::OfferPlace { node: NodeId(2), token }).unwrap();
+    assert_eq!(bench.run(Command::OfferPlace { node: NodeId(2), token: key }), Err(Rejection::NodeUsed(NodeId(2))));
+    let admit = Command::AdmitNode { node: NodeId(2), address: "host:1".into() };
+    assert_eq!(bench.run(admit), Err(Rejection::NodeUsed(NodeId(2))), "the number is kept for who has the token");
+    assert_eq!(bench.run(take(2, Hash([9; 32]), key)), Err(Rejection::NoOffer), "another token");
+    assert_eq!(bench.run(take(3, token, key)), Err(Rejection::NoOffer), "another number");
+    bench.run(take(2, token, key)).unwrap();
+    assert!(bench.state.stays(NodeId(2)));
+    bench.run(take(2, token, key)).unwrap();
+    assert_eq!(
+        bench.run(take(2, token, Hash([9; 32]))),
+        Err(Rejection::NoOffer),
+        "another newcomer with the same token"
+    );
+    assert_eq!(bench.run(Command::WithdrawOffer { node: NodeId(2) }), Err(Rejection::NoOffer), "it was taken");
+    bench.run(Command::RetireNode { node: NodeId(2) }).unwrap();
+    assert_eq!(bench.run(take(2, token, key)), Err(Rejection::NoOffer));
+    bench.run(Command::OfferPlace { node: NodeId(3), token }).unwrap();
+    bench.run(Command::WithdrawOffer { node: NodeId(3) }).unwrap();
+    assert_eq!(bench.run(take(3, token, key)), Err(Rejection::NoOffer), "it has expired");
+}
+
+#[test]
+fn a_node_that_owns_volumes_or_is_the_last_one_stays_and_one_that_leaves_owns_nothing_more() {
+    let mut bench = Bench::new();
+    let dismiss = |node| Command::DismissNode { node: NodeId(node) };
+    let grant = |node, after| Command::GrantOwner { volume: VOLUME, node: NodeId(node), after: Epoch(after) };
+    for node in 1..=2 {
+        bench.run(Command::AdmitNode { node: NodeId(node), address: "host:1".into() }).unwrap();
+    }
+    bench.run(grant(1, 0)).unwrap();
+    assert_eq!(bench.run(dismiss(1)), Err(Rejection::OwnsVolumes(NodeId(1), 1)));
+    assert_eq!(bench.run(dismiss(3)), Err(Rejection::NoSuchNode(NodeId(3))));
+    bench.run(dismiss(2)).unwrap();
+    assert_eq!(bench.run(grant(2, 1)), Err(Rejection::NoSuchNode(NodeId(2))));
+    bench.run(Command::RetireNode { node: NodeId(2) }).unwrap();
+    assert!(bench.state.leaving.is_empty());
+    bench.run(Command::DeleteVolume { volume: VOLUME }).unwrap();
+    assert_eq!(bench.run(dismiss(1)), Err(Rejection::LastNode(NodeId(1))));
+}
+
 /// States of earlier versions end before what they had no room for.
 #[test]
 fn states_of_earlier_versions_are_read() {
     let mut bench = Bench::new();
     let mut old = bench.state.save().to_vec();
-    for version in [3_u16, 2, 1] {
-        assert_eq!(old.pop(), Some(0), "what there is nothing of is one byte at the end");
+    for (version, fields) in [(3_u16, 3), (2, 1), (1, 1)] {
+        for _ in 0..fields {
+            assert_eq!(old.pop(), Some(0), "what there is nothing of is one byte at the end");
+        }
         old[4..6].copy_from_slice(&version.to_le_bytes());
         assert_eq!(State::load(&old).unwrap(), bench.state);
     }
     bench.run(Command::AdmitNode { node: NodeId(2), address: "host:9891".into() }).unwrap();
     let mut old = bench.state.save().to_vec();
-    old.truncate(old.len() - 2);
+    old.truncate(old.len() - 4);
     old[4..6].copy_from_slice(&2_u16.to_le_bytes());
     assert_eq!(State::load(&old).unwrap(), bench.state, "the second version has nodes");
 }

@@ -10,7 +10,7 @@
 //! the loss; then the lineages change, then the present boot is stored, then guests are let in. A crash in between changes
 //! lineages once more, which is a nuisance to guests and never a lie.
 
-use std::{io, path::PathBuf};
+use std::{cell::Cell, io, path::PathBuf};
 
 use velum_protocol::{
     format::{
@@ -32,6 +32,7 @@ use crate::{
 pub(super) struct Boot {
     path: PathBuf,
     file: BootFile,
+    removed: Cell<bool>,
 }
 
 /// What became of writes that were acked and not synced.
@@ -77,13 +78,16 @@ impl Boot {
             Some(Err(BootError::Lead(source @ LeadError::Newer { .. }))) => {
                 return Err(StartError::Newer { path, source });
             }
+            Some(Ok(last)) if last == (BootFile { boot: last.boot, state: BootState::Removed, ..file }) => {
+                return Err(StartError::Removed { node, dir: layout.dir().to_owned() });
+            }
             Some(Ok(last)) if last == file => Unsynced::InPageCache,
             Some(Ok(last)) if last == (BootFile { boot: last.boot, state: BootState::Stopped, ..file }) => {
                 Unsynced::Synced
             }
             Some(Ok(_) | Err(_)) | None => Unsynced::Doubtful,
         };
-        Ok((Self { path, file }, unsynced))
+        Ok((Self { path, file, removed: Cell::new(false) }, unsynced))
     }
 
     /// Stores, durably, that acked writes may be lost: the next start knows it too, should this one be broken off.
@@ -98,7 +102,16 @@ impl Boot {
 
     /// Says that everything acked is synced and nothing more will be acked.
     pub(super) async fn stopped(&self, disk: &dyn Disk) -> io::Result<()> {
+        if self.removed.get() {
+            return Ok(());
+        }
         self.store(disk, BootState::Stopped).await
+    }
+
+    /// Says, for ever, that the cluster has removed the node.
+    pub(super) async fn removed(&self, disk: &dyn Disk) -> io::Result<()> {
+        self.removed.set(true);
+        self.store(disk, BootState::Removed).await
     }
 
     async fn store(&self, disk: &dyn Disk, state: BootState) -> io::Result<()> {

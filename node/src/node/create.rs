@@ -100,7 +100,7 @@ async fn make_keys(env: &Env, layout: &Layout, secret: &ProviderSecret) -> Resul
     Ok((made.keyring, identity))
 }
 
-async fn write_keys(env: &Env, layout: &Layout, identity: &Identity) -> Result<(), StartError> {
+pub(super) async fn write_keys(env: &Env, layout: &Layout, identity: &Identity) -> Result<(), StartError> {
     let keys = layout.keys();
     env.disk.create_dir_all(&keys).await.map_err(|error| StartError::disk(&keys, error))?;
     for (path, contents) in [(layout.slots(), &identity.slots), (layout.identity(), &identity.object)] {

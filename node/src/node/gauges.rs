@@ -108,7 +108,8 @@ fn observe_raft(node: &Assembly) {
 }
 
 fn observe_peers(node: &Assembly) {
-    let (Some(links), metrics) = (&node.links, &node.metrics.peer) else { return };
+    let (Some(peers), metrics) = (&node.peers, &node.metrics.peer) else { return };
+    let links = &peers.links;
     let up = links.status().iter().filter(|link| link.state == LinkState::Up).count();
     metrics.links.set(i64::try_from(up).unwrap_or(i64::MAX));
     let counts = links.counts();

@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc};
 use bytes::Bytes;
 use velum_protocol::{
     id::NodeId,
-    peer::{Frame, agreement::Message},
+    peer::{Frame, Join, Verdict, agreement::Message},
 };
 
 use crate::{
@@ -23,6 +23,31 @@ pub struct Group {
     pub links: Links,
 }
 
+/// Who is one of the group's, as far as this node knows, and what newcomers ask and are told.
+pub trait Admission {
+    /// Whether a node is still one to listen to.
+    fn hears(&self, node: NodeId) -> bool;
+    /// A newcomer wants to be let in.
+    fn asked(&self, by: NodeId, join: Join) {
+        tracing::debug!(%by, ?join, "nobody is let in here");
+    }
+    /// Whether this node takes part: before, what raft's members say is not for it.
+    fn takes_part(&self) -> bool {
+        true
+    }
+    /// A peer says whether this node is part of the cluster.
+    fn judged(&self, verdict: Verdict) {
+        tracing::error!(%verdict, "a peer says whether this node is part of the cluster, which it did not ask");
+    }
+}
+
+/// A group that nobody joins by himself.
+impl<F: Fn(NodeId) -> bool> Admission for F {
+    fn hears(&self, node: NodeId) -> bool {
+        self(node)
+    }
+}
+
 /// What a member starts from.
 pub struct Found {
     /// Raft's state.
@@ -33,8 +58,7 @@ pub struct Found {
     pub applier: Rc<RefCell<dyn Applier>>,
 }
 
-/// Starts raft with links to others. `hears` says whether a node is still one to listen to. Returns at once; see
-/// [`Consensus::begin`].
+/// Starts raft with links to others. Returns at once; see [`Consensus::begin`].
 ///
 /// # Errors
 /// As [`Consensus::begin`].
@@ -42,9 +66,9 @@ pub async fn begin(
     env: &Env,
     credentials: Credentials,
     found: Found,
-    hears: Rc<dyn Fn(NodeId) -> bool>,
+    admission: Rc<dyn Admission>,
 ) -> Result<Group, ConsensusError> {
-    let ears = Rc::new(Ears { consensus: RefCell::default(), hears });
+    let ears = Rc::new(Ears { consensus: RefCell::default(), admission });
     let links = Links::new(env, credentials, ears.clone());
     let Found { examined, journal, applier } = found;
     let mouth = Rc::new(Mouth(links.clone()));
@@ -56,7 +80,7 @@ pub async fn begin(
 /// Hears for raft what links bring.
 struct Ears {
     consensus: RefCell<Option<Consensus>>,
-    hears: Rc<dyn Fn(NodeId) -> bool>,
+    admission: Rc<dyn Admission>,
 }
 
 impl Ears {
@@ -67,10 +91,16 @@ impl Ears {
 
 impl Receiver for Ears {
     fn hears(&self, node: NodeId) -> bool {
-        (self.hears)(node)
+        self.admission.hears(node)
     }
 
     fn receive(&self, from: NodeId, frame: Frame, state: Bytes) {
+        let frame = match frame {
+            Frame::Join(join) => return self.admission.asked(from, join),
+            Frame::Verdict(verdict) => return self.admission.judged(verdict),
+            _ if !self.admission.takes_part() => return,
+            other => other,
+        };
         // Before raft runs, what comes is lost, as if the link had come up later.
         if let Some(consensus) = self.consensus() {
             consensus.receive(from, frame, state);
@@ -81,6 +111,10 @@ impl Receiver for Ears {
         if let Some(consensus) = self.consensus() {
             consensus.unreachable(to);
         }
+    }
+
+    fn removed(&self) {
+        self.admission.judged(Verdict::Removed);
     }
 }
 

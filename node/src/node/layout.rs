@@ -57,6 +57,12 @@ impl Layout {
         self.dir.join("raft")
     }
 
+    /// What the node keeps until it has joined a cluster.
+    #[must_use]
+    pub fn join(&self) -> PathBuf {
+        self.dir.join("join")
+    }
+
     /// The boot of the machine in which the node last started.
     #[must_use]
     pub fn boot(&self) -> PathBuf {

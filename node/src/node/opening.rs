@@ -78,7 +78,7 @@ impl OpenError {
 impl Assembly {
     /// Whether a volume is this node's to open: any when the node is alone, else those it owns and those that nobody does.
     pub(super) fn may_own(&self, volume: &VolumeState) -> bool {
-        self.links.is_none() || volume.owner.is_none_or(|owner| owner == self.node)
+        self.peers.is_none() || volume.owner.is_none_or(|owner| owner == self.node)
     }
 
     /// Opens every volume of this node. Those whose map is at hand are open when this returns; the others follow when their clouds

@@ -50,6 +50,10 @@ impl Backend for Service {
                 Request::DeleteVolume { name } => node.delete_volume(&name).await,
                 Request::ShowAcl { name } => node.show_acl(&name),
                 Request::SetAcl { name, line } => node.set_acl(&name, line).await,
+                Request::ClusterStatus => Ok(Response::Cluster(node.cluster_status())),
+                Request::OfferPlace => node.offer_place().await,
+                Request::RemoveNode { node: number } => node.remove_node(number).await,
+                Request::TransferLead { node: number } => node.transfer_lead(number).await,
                 Request::ListClouds => Ok(Response::Clouds(views::clouds(&node))),
                 Request::CheckClouds => Ok(Response::Checks(views::check_clouds(&node).await)),
                 Request::ResyncCloud { name } => node.resync_cloud(&name).await,
@@ -88,7 +92,7 @@ impl Assembly {
             term: raft.term,
             commit: raft.commit,
             applied: raft.applied,
-            members: vec![self.node.0],
+            members: self.consensus.members().voters,
             halted: raft.halted.map(str::to_owned),
         }
     }
@@ -102,7 +106,7 @@ impl Assembly {
     fn own(&self, name: &str) -> Result<VolumeId, Problem> {
         let volume = self.named(name)?;
         let owner = self.metadata.with(|state| state.volumes.get(&volume).and_then(|volume| volume.owner));
-        match owner.filter(|owner| self.links.is_some() && *owner != self.node) {
+        match owner.filter(|owner| self.peers.is_some() && *owner != self.node) {
             None => Ok(volume),
             Some(owner) => {
                 let detail = format!("volume `{name}` is owned by node {owner}, this is node {}", self.node);
@@ -129,7 +133,7 @@ impl Assembly {
         views::volume(self, id).map(Response::Volume).ok_or_else(|| Problem::no_volume(name))
     }
 
-    async fn propose(&self, command: Command) -> Result<Answer, Problem> {
+    pub(super) async fn propose(&self, command: Command) -> Result<Answer, Problem> {
         self.metadata.propose(command).await.map_err(|error| problem(&error))
     }
 
@@ -315,6 +319,15 @@ fn problem(error: &MetadataError) -> Problem {
         }
         MetadataError::Rejected(Rejection::BadName | Rejection::BadSize | Rejection::BadAcl) => {
             (ProblemKind::Invalid, "correct the request")
+        }
+        MetadataError::Rejected(Rejection::NoSuchNode(_)) => {
+            (ProblemKind::NotFound, "`velum cluster status` shows the nodes there are")
+        }
+        MetadataError::Rejected(Rejection::OwnsVolumes(..)) => {
+            (ProblemKind::Conflict, "delete its volumes on that node first: no other node can serve them yet")
+        }
+        MetadataError::Rejected(Rejection::LastNode(_)) => {
+            (ProblemKind::Conflict, "let another node join first, with `velum cluster token`")
         }
         MetadataError::Rejected(_) => (ProblemKind::Conflict, "look at the present state and ask again"),
         MetadataError::Unknown(_) => (ProblemKind::Unavailable, "look whether it was done, then ask again"),

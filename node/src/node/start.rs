@@ -14,7 +14,12 @@ use std::{
 };
 
 use futures_util::future::{Either, select};
-use velum_protocol::{format::metadata::CloudName, id::VolumeId, version::LeadError};
+use velum_protocol::{
+    format::metadata::CloudName,
+    id::{NodeId, VolumeId},
+    peer::Verdict,
+    version::LeadError,
+};
 
 use super::{
     Assembly, Node,
@@ -22,9 +27,10 @@ use super::{
     boot::{Boot, Unsynced},
     create, crowding,
     exports::{NodeExports, OpenVolumes},
-    gauges, group,
+    gauges, group, joining,
     layout::Layout,
-    members, resync,
+    members::{self, Peers},
+    resync,
 };
 use crate::{
     actor,
@@ -41,7 +47,6 @@ use crate::{
     keyring::{KeyError, Keyring, ProviderSecret},
     metadata::{Metadata, Rejection, State, state::CloudEntry},
     metrics::Metrics,
-    peer::Links,
     server::{
         gate::Gate,
         nbd::{self, session::Surroundings},
@@ -68,7 +73,10 @@ pub enum StartError {
     #[error("{}: there is a node here already; start it instead", .0.display())]
     AlreadyCreated(PathBuf),
     /// There is no node in the directory.
-    #[error("{}: there is no node here; `velum up` makes one, `velum recover` brings one back from its clouds", .0.display())]
+    #[error(
+        "{}: there is no node here; `velum up` or `velum cluster init` makes a cluster, `velum cluster join` adds a node to one, \
+         `velum recover` brings one back from its clouds", .0.display()
+    )]
     NotCreated(PathBuf),
     /// The keys do not open.
     #[error("the keys of this node do not open: {0}; give the root key that the cluster was made with")]
@@ -113,6 +121,28 @@ pub enum StartError {
         volume: VolumeId,
         /// Why.
         rejection: Rejection,
+    },
+    /// The cluster has removed the node.
+    #[error(
+        "node {node} was removed from its cluster, for ever; to use the machine again, delete {} and join under a new number: \
+         `velum cluster token` on a member gives one", .dir.display()
+    )]
+    Removed {
+        /// Which.
+        node: NodeId,
+        /// Its directory.
+        dir: PathBuf,
+    },
+    /// The cluster does not take the node.
+    #[error(
+        "the cluster does not take node {node}: {why}; delete its directory and join anew with what `velum cluster token` on a \
+         member gives"
+    )]
+    NotTaken {
+        /// Which.
+        node: NodeId,
+        /// Why.
+        why: Verdict,
     },
     /// The door for the other nodes cannot be opened.
     #[error("cannot listen on {address} for other nodes: {error}; free the address or set another peers.listen")]
@@ -177,16 +207,13 @@ impl Node {
             boot.doubt(&*env.disk).await?;
         }
         let journal = journal.begin().await?;
-        let (consensus, links) = match (&config.peers, peers) {
-            (Some(settings), Some(listener)) => {
+        let (consensus, peers) = match peers {
+            Some(door) => {
                 let found = group::Found { examined: consensus, journal: Rc::clone(&journal), applier };
-                let door = (listener, keyring.credentials(config.node));
-                let group = members::begin(&env, settings, door, found, &state).await?;
-                tracing::info!("waiting for a leader of the cluster's nodes");
-                group.consensus.caught_up().await?;
-                (group.consensus, Some(group.links))
+                let begun = begin_in_group(&env, &config, (&layout, &boot), (door, &keyring), found, &state).await?;
+                (begun.0, Some(begun.1))
             }
-            _ => (Consensus::start(&env, consensus, Rc::clone(&journal), applier).await?, None),
+            None => (Consensus::start(&env, consensus, Rc::clone(&journal), applier).await?, None),
         };
         let metrics = Arc::new(Metrics::new());
         journal.count_in(metrics.journal.clone());
@@ -196,7 +223,7 @@ impl Node {
             metrics: metrics.raft.clone(),
         });
         let metadata = Metadata::new(state, proposer, Rc::clone(&env.entropy));
-        let agreement = (consensus, links, metadata);
+        let agreement = (consensus, peers, metadata);
         let node = assemble(env, config, (lock, boot), (keyring, identity), journal, agreement, metrics).await?;
         node.begin();
         // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
@@ -208,6 +235,30 @@ impl Node {
         node.open_doors(listeners);
         Ok(Self(node))
     }
+}
+
+/// Begins raft among the other nodes; a newcomer is let in first.
+async fn begin_in_group(
+    env: &Env,
+    config: &NodeConfig,
+    (layout, boot): (&Layout, &Boot),
+    (door, keyring): (Rc<dyn Listener>, &Keyring),
+    found: group::Found,
+    state: &Rc<RefCell<State>>,
+) -> Result<(Consensus, Peers), StartError> {
+    let settings = config.peers.as_ref().expect("a door for peers is opened when the settings say where");
+    let join = joining::read(env, layout).await?;
+    let door = (door, keyring.credentials(config.node));
+    let begun = members::begin(env, settings, door, found, (state, join.as_ref())).await;
+    if let Err(StartError::NotTaken { why: Verdict::Removed, .. }) = &begun {
+        boot.removed(&*env.disk).await.map_err(|error| StartError::disk(&layout.boot(), error))?;
+    }
+    let begun = begun?;
+    if join.is_some() {
+        check_clouds(config, &state.borrow().clouds)?;
+        joining::forget(env, layout).await?;
+    }
+    Ok(begun)
 }
 
 /// What a start has looked at and not changed.
@@ -237,8 +288,10 @@ async fn examine(env: &Env, config: &NodeConfig, layout: &Layout, keyring: &Keyr
     if config.peers.is_none() && members.voters != [config.node.0] {
         return Err(ConsensusError::NotAlone.into());
     }
-    // No command changes the cluster's clouds, so they are what the snapshot says.
-    check_clouds(config, &state.borrow().clouds)?;
+    // No command changes the cluster's clouds, so they are what the snapshot says. A newcomer is told later.
+    if !members.voters.is_empty() {
+        check_clouds(config, &state.borrow().clouds)?;
+    }
     for CloudConfig { name, url, options } in config.placed_clouds() {
         let opened = env.clouds.open(&url, &options);
         opened.map_err(|source| OpenCloudError { cloud: name, url, source })?;
@@ -304,7 +357,7 @@ async fn assemble(
     (lock, boot): (Box<dyn std::any::Any>, Boot),
     (keyring, identity): (Keyring, Identity),
     journal: Rc<Journal>,
-    (consensus, links, metadata): (Consensus, Option<Links>, Metadata),
+    (consensus, peers, metadata): (Consensus, Option<Peers>, Metadata),
     metrics: Arc<Metrics>,
 ) -> Result<Rc<Assembly>, StartError> {
     let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
@@ -333,7 +386,7 @@ async fn assemble(
         Arc::clone(&metrics),
         array_settings(&config),
     )
-    .with_keeper(members::keeper(links.is_none(), &consensus));
+    .with_keeper(members::keeper(peers.is_none(), &consensus));
     let catalogue = Catalogue::start(&array);
     retire::start(&array, &catalogue);
     life::watch(&array);
@@ -347,7 +400,7 @@ async fn assemble(
         keyring,
         journal,
         consensus,
-        links,
+        peers,
         metadata,
         clouds,
         fetcher,

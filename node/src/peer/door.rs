@@ -18,7 +18,7 @@ use tokio::{
 };
 use velum_protocol::{
     id::NodeId,
-    peer::{Beat, Frame, Hello},
+    peer::{Beat, Frame, Hello, Verdict},
 };
 
 use super::{
@@ -173,7 +173,9 @@ async fn converse(
             Err(why) => return Some(why),
         };
         if !lobby.own.receiver.hears(peer) {
-            return Some("the node was removed from the cluster".to_owned());
+            // It stops for good when it hears of it; one that does not listen is cut off all the same.
+            let _ = tell(lobby, &mut writer, &Frame::Verdict(Verdict::Removed)).await;
+            return Some(Verdict::Removed.to_string());
         }
         Counts::add(&lobby.own.counts.received_bytes, frame_bytes);
         let steps = match machine.take(frame, frame_bytes) {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use velum_protocol::{
     id::{ClusterId, Hash, NodeId},
     peer::{
-        Frame, Hello, Piece,
+        Frame, Hello, Piece, Verdict,
         agreement::{Message, SnapshotHead},
     },
 };
@@ -117,7 +117,11 @@ impl Machine {
                 assembly.add(&piece)?;
                 steps.extend(self.assembled()?);
             }
-            frame @ (Frame::Propose(_) | Frame::Placed(_)) => steps.push(Step::Deliver(frame, Bytes::new())),
+            // That a node was removed is said on the other side of a link.
+            Frame::Verdict(Verdict::Removed) => return Err(Refusal::OutOfPlace),
+            frame @ (Frame::Propose(_) | Frame::Placed(_) | Frame::Join(_) | Frame::Verdict(_)) => {
+                steps.push(Step::Deliver(frame, Bytes::new()))
+            }
         }
         self.taken_bytes += u64::try_from(frame_bytes).expect("a length in memory fits 64 bits");
         if is_beat || self.taken_bytes - self.told_bytes >= TELL_BYTES {

@@ -5,8 +5,8 @@
 //! Whoever needs more says it again, as raft does.
 //!
 //! Who the other side is, the transport vouches for. It must be the node that its first frame names and that every message
-//! names, and one that the receiver still listens to, asked for every frame: a node that was removed is cut off wherever it
-//! is connected.
+//! names, and one that the receiver still listens to, asked for every frame: a node that was removed is told so and cut off
+//! wherever it is connected.
 
 mod door;
 mod frames;
@@ -48,6 +48,8 @@ pub trait Receiver {
     fn receive(&self, from: NodeId, frame: Frame, state: Bytes);
     /// What was sent to the peer last may be lost.
     fn lost(&self, to: NodeId);
+    /// A peer says that this node was removed.
+    fn removed(&self);
 }
 
 /// What happened on all links.
@@ -180,10 +182,12 @@ impl Links {
         }
     }
 
-    /// A peer has come by itself and says where it is found. What is known otherwise counts more.
+    /// A peer has come by itself and says where it is found. What is known otherwise counts more as long as it leads there: a
+    /// node that was restarted elsewhere must be heard from before the cluster can know of its new address.
     fn meet(&self, node: NodeId, address: String) {
-        let is_known = self.0.links.borrow().get(&node).is_some_and(|link| link.is_known);
-        if !is_known && !address.is_empty() {
+        let links_there = |link: &Link| link.is_known && link.status.borrow().state == LinkState::Up;
+        let is_found = self.0.links.borrow().get(&node).is_some_and(links_there);
+        if !is_found && !address.is_empty() {
             self.reach(node, Address::Tcp(address), false);
         }
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use velum_protocol::{
     id::NodeId,
     peer::{
-        Beat, Frame, Hello, Piece,
+        Beat, Frame, Hello, Piece, Verdict,
         agreement::{Message, PIECE_BYTES_MAX},
     },
 };
@@ -80,6 +80,8 @@ pub(super) enum Effect {
     Dropped(usize),
     /// Tell this node that frames may be lost.
     Lost,
+    /// Tell this node that the peer takes it for removed.
+    Removed,
     /// The link stands otherwise.
     Report { state: LinkState, why: Option<String> },
 }
@@ -275,6 +277,10 @@ impl Machine {
                 Some(why) => self.fall(why.to_owned(), effects),
             },
             Frame::Beat(Beat { taken_bytes }) if self.phase == Phase::Up => self.taken(taken_bytes, effects),
+            Frame::Verdict(Verdict::Removed) => {
+                effects.push(Effect::Removed);
+                self.fall(Verdict::Removed.to_string(), effects);
+            }
             _ => self.fall("the peer says what has no place on this side of a link".to_owned(), effects),
         }
     }

@@ -22,6 +22,7 @@ struct Link {
     wire: Vec<Frame>,
     dropped: usize,
     lost: usize,
+    removed: usize,
     sent: Vec<(u64, bool)>,
     waits: Vec<Duration>,
 }
@@ -29,7 +30,16 @@ struct Link {
 impl Link {
     fn new() -> Self {
         let machine = Machine::new(OWN, PEER);
-        Self { machine, now_ms: 0, wire: Vec::new(), dropped: 0, lost: 0, sent: Vec::new(), waits: Vec::new() }
+        Self {
+            machine,
+            now_ms: 0,
+            wire: Vec::new(),
+            dropped: 0,
+            lost: 0,
+            removed: 0,
+            sent: Vec::new(),
+            waits: Vec::new(),
+        }
     }
 
     fn up() -> Self {
@@ -58,6 +68,7 @@ impl Link {
                 }
                 Effect::Dropped(frames) => self.dropped += frames,
                 Effect::Lost => self.lost += 1,
+                Effect::Removed => self.removed += 1,
                 Effect::Sent { ticket, whole } => self.sent.push((ticket, whole)),
                 Effect::DialAfter { wait, .. } => self.waits.push(wait),
                 Effect::Dial { .. }
@@ -272,6 +283,21 @@ fn a_snapshot_goes_in_pieces_between_other_frames_and_is_sent_when_it_is_taken()
     let all = link.machine.written_bytes;
     link.taken(all);
     assert_eq!(link.sent, [(2, false), (1, true)]);
+}
+
+#[test]
+fn a_node_that_was_removed_hears_of_it_also_before_it_is_greeted() {
+    let mut link = Link::new();
+    link.step(Input::Begin);
+    link.step(Input::Address(Address::Tcp("b:1".into())));
+    let number = link.machine.link;
+    link.step(Input::Connected { link: number });
+    link.step(Input::Heard { link: number, frame: Frame::Verdict(Verdict::Removed) });
+    assert_eq!(link.removed, 1);
+    let mut link = Link::up();
+    let number = link.machine.link;
+    link.step(Input::Heard { link: number, frame: Frame::Verdict(Verdict::NoPlace) });
+    assert_eq!(link.removed, 0, "that is said on the other node's link");
 }
 
 #[test]

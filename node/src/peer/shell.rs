@@ -150,6 +150,7 @@ impl ActorShell<Machine> for Shell {
             }
             Effect::Dropped(frames) => Counts::add(&self.own.counts.dropped_frames, frames),
             Effect::Lost => self.own.receiver.lost(self.peer),
+            Effect::Removed => self.own.receiver.removed(),
             Effect::Report { state, why } => {
                 let mut status = self.status.borrow_mut();
                 if let Some(why) = why {

@@ -122,13 +122,7 @@ impl Bench {
     }
 
     pub(crate) fn serve(&self, arguments: &[&str]) -> Node {
-        let mut running = self.spawn(arguments, &[]);
-        let ready: Value = running.await_line();
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        let volumes = ready["volumes"].as_array().expect("volumes").iter().map(text).collect();
-        let nbd = text(&ready["nbd"][0]);
-        let nbd = nbd.trim_start_matches("nbd://").split('/').next().expect("an address").to_owned();
-        Node { running, admin: text(&ready["admin"]), nbd, volumes }
+        Node::ready(self.spawn(arguments, &[]))
     }
 }
 
@@ -181,6 +175,21 @@ impl Drop for Running {
 }
 
 impl Node {
+    /// A node on its way, once it serves.
+    pub(crate) fn ready(mut running: Running) -> Self {
+        let ready: Value = running.await_line();
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let volumes = ready["volumes"].as_array().expect("volumes").iter().map(text).collect();
+        let nbd = text(&ready["nbd"][0]);
+        let nbd = nbd.trim_start_matches("nbd://").split('/').next().expect("an address").to_owned();
+        Self { running, admin: text(&ready["admin"]), nbd, volumes }
+    }
+
+    /// Waits for an end that it comes to by itself.
+    pub(crate) fn ended(self) -> Ended {
+        self.running.ended()
+    }
+
     pub(crate) fn said(&self) -> String {
         self.running.said()
     }

@@ -1,14 +1,260 @@
 //! Several nodes as processes of their own, over loopback: how they become a cluster and what an operator sees of it.
 
-use std::net::TcpListener;
+use std::{
+    fs,
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
-use crate::bench::{Bench, settings};
+use crate::{
+    bench::{Bench, Node, settings},
+    nbd,
+};
+
+/// Longer than an election, a snapshot and a change of the group take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings of a node whose door for others is at `address`.
 fn with_peers(address: &str) -> String {
     format!("{}[peers]\nlisten = \"{address}\"\n", settings(""))
+}
+
+/// An address that was free a moment ago.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Waits until something is so.
+fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain for: {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Hosts that share clouds and the root key, and nothing else. Unless said otherwise their doors are on ports of the kernel's
+/// choice, so that a node that is started again is found elsewhere.
+struct Hosts {
+    bench: Bench,
+    fixed_ports: bool,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let bench = Bench::new();
+        bench.velum(&["key", "init", "--keyfile", "root.key"]).expect(0, &[]);
+        Self { bench, fixed_ports: false }
+    }
+
+    /// The settings of a node on a host of its own.
+    fn prepare(&self, node: u64) -> String {
+        let clouds = format!("url = \"file://{}/", self.bench.text("clouds"));
+        let door = if self.fixed_ports { free_address() } else { "127.0.0.1:0".to_owned() };
+        let settings = with_peers(&door)
+            .replace("url = \"file:clouds/", &clouds)
+            .replace("\"root.key\"", "\"../root.key\"")
+            .replace("memory =", &format!("node = {node}\nmemory ="));
+        self.bench.prepare(&format!("host-{node}"), &settings);
+        self.config(node)
+    }
+
+    fn config(&self, node: u64) -> String {
+        self.bench.text(&format!("host-{node}/node.toml"))
+    }
+
+    fn start(&self, node: u64) -> Node {
+        self.bench.serve(&["--output", "json", "node", "--config", &self.config(node)])
+    }
+
+    /// The first node of a cluster.
+    fn found(&self) -> Node {
+        let config = self.prepare(1);
+        self.bench.velum(&["cluster", "init", "--config", &config]).expect(0, &["velum node --config"]);
+        self.start(1)
+    }
+
+    fn token(&self, at: &Node) -> (u64, String) {
+        let token = self.ask(at, &["cluster", "token"]).json();
+        (token["node"].as_u64().unwrap(), token["token"].as_str().unwrap().to_owned())
+    }
+
+    /// Another node, let in by `at`.
+    fn add(&self, at: &Node) -> (u64, Node) {
+        let (number, token) = self.token(at);
+        let config = self.prepare(number);
+        self.bench
+            .velum(&["cluster", "join", "--config", &config, "--token", &token])
+            .expect(0, &["asks to be let in"]);
+        (number, self.start(number))
+    }
+
+    fn ask(&self, at: &Node, what: &[&str]) -> crate::bench::Ended {
+        self.bench.velum(&[&["--output", "json"], what, &["--admin", &at.admin]].concat()).expect(0, &[])
+    }
+
+    fn refused(&self, at: &Node, what: &[&str], words: &[&str]) {
+        self.bench.velum(&[what, &["--admin", &at.admin]].concat()).expect(1, words);
+    }
+
+    fn status(&self, at: &Node) -> Value {
+        self.ask(at, &["cluster", "status"]).json()
+    }
+
+    /// Numbers of the nodes that vote and are reached, as a node sees it.
+    fn voters(&self, at: &Node) -> Vec<u64> {
+        let votes =
+            |node: &&Value| matches!(node["role"].as_str(), Some("leader" | "voter")) && node["reached"] == true;
+        let status = self.status(at);
+        status["nodes"].as_array().unwrap().iter().filter(votes).map(|node| node["node"].as_u64().unwrap()).collect()
+    }
+
+    fn await_voters(&self, at: &[&Node], voters: &[u64]) {
+        for node in at {
+            wait(&format!("voters {voters:?}"), || self.voters(node) == voters);
+        }
+    }
+
+    /// Makes a volume on a node, writes to it, and has it flushed.
+    fn use_volume(&self, at: &Node, name: &str, byte: u8) {
+        let known = self.ask(at, &["volume", "list"]).stdout.contains(&format!("\"{name}\""));
+        if !known {
+            self.ask(at, &["volume", "create", name, "--size", "4MiB"]);
+        }
+        nbd::write(&at.nbd, name, 0, &[byte; 4096]);
+        let flushed = self.ask(at, &["volume", "flush", name]).json();
+        assert_eq!((&flushed["exposure"]["dirty_bytes"], &flushed["name"]), (&0.into(), &name.into()));
+    }
+}
+
+/// The life of a cluster of three: made, grown, one node killed at a time, removed and replaced. Volumes on the living nodes are
+/// made and flushed all the while.
+#[test]
+fn three_nodes_become_a_cluster_that_lives_on_while_one_is_gone() {
+    let hosts = Hosts::new();
+    let one = hosts.found();
+    hosts.use_volume(&one, "first", 1);
+    let (two_number, two) = hosts.add(&one);
+    let (three_number, three) = hosts.add(&two);
+    assert_eq!((two_number, three_number), (2, 3));
+    hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
+    let status = hosts.status(&three);
+    assert_eq!((&status["node"], &status["advice"]), (&3.into(), &Value::Array(Vec::new())));
+    hosts.use_volume(&two, "second", 2);
+    assert_eq!(hosts.status(&one)["nodes"][1]["volumes"], serde_json::json!(["second"]));
+    hosts.refused(&one, &["volume", "flush", "second"], &["owned by node 2", "--admin"]);
+    hosts.refused(&one, &["volume", "create", "second", "--size", "4MiB"], &["exists already"]);
+
+    // The lead goes where it is sent, and away when its node is killed.
+    let leader = hosts.status(&one)["leader"].as_u64().unwrap();
+    if leader != 3 {
+        let asked = if leader == 1 { &one } else { &two };
+        assert_eq!(hosts.ask(asked, &["cluster", "transfer", "3"]).json()["leader"], 3);
+    }
+    assert_eq!(three.stop(Signal::KILL).code, None);
+    hosts.use_volume(&two, "second", 3);
+    hosts.use_volume(&one, "later", 4);
+    wait("the dead node is seen", || hosts.voters(&one) == [1, 2]);
+    assert!(hosts.status(&one)["advice"][0].as_str().unwrap().contains("node 3 is not reached"));
+    let three = hosts.start(3);
+    hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
+
+    // A node that owns volumes stays; one that does not goes for good, and hears of it.
+    hosts.refused(&one, &["cluster", "remove", "2"], &["owns 1 volumes", "on that node first"]);
+    hosts.refused(&one, &["cluster", "remove", "9"], &["no node 9", "cluster status"]);
+    let left = hosts.ask(&one, &["cluster", "remove", "3"]).json();
+    assert_eq!(left["nodes"].as_array().unwrap().len(), 2, "{left}");
+    three.ended().expect(1, &["removed this node", "new number"]);
+    let again = hosts.config(3);
+    hosts.bench.velum(&["node", "--config", &again]).expect(1, &["node 3 was removed", "for ever", "cluster token"]);
+    hosts.refused(&one, &["cluster", "remove", "3"], &["removed already"]);
+    let (four_number, four) = hosts.add(&one);
+    assert_eq!(four_number, 4, "a number is never used again");
+    hosts.await_voters(&[&one, &two, &four], &[1, 2, 4]);
+    hosts.use_volume(&four, "fourth", 5);
+    for node in [four, two, one] {
+        node.stop(Signal::TERM).expect(0, &["stopping"]);
+    }
+}
+
+/// Nodes that all start again find each other where they were, and their volumes.
+#[test]
+fn a_cluster_whose_nodes_were_all_killed_comes_back() {
+    let hosts = Hosts { fixed_ports: true, ..Hosts::new() };
+    let one = hosts.found();
+    let (_, two) = hosts.add(&one);
+    let (_, three) = hosts.add(&one);
+    hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
+    hosts.use_volume(&two, "second", 1);
+    for node in [one, two, three] {
+        node.stop(Signal::KILL);
+    }
+    let running: Vec<_> = [1, 2, 3]
+        .map(|node| hosts.bench.spawn(&["--output", "json", "node", "--config", &hosts.config(node)], &[]))
+        .into();
+    let [one, two, three]: [Node; 3] =
+        running.into_iter().map(Node::ready).collect::<Vec<_>>().try_into().ok().unwrap();
+    hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
+    hosts.use_volume(&two, "second", 2);
+}
+
+#[test]
+fn a_token_lets_one_node_in_and_no_other() {
+    let hosts = Hosts::new();
+    let one = hosts.found();
+    let (number, token) = hosts.token(&one);
+    let config = hosts.prepare(number);
+    let join = |config: &str, token: &str, code, words: &[&str]| {
+        hosts.bench.velum(&["cluster", "join", "--config", config, "--token", token]).expect(code, words);
+    };
+    join(&config, "velum1.nonsense", 2, &["the token is none", "velum cluster token"]);
+    let other = hosts.prepare(7);
+    join(&other, &token, 2, &["the token is for node 2", "set node = 2"]);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.split("[peers]").next().unwrap()).unwrap();
+    join(&config, &token, 2, &["[peers]"]);
+    hosts.prepare(number);
+    // A second host with the same settings and the same token.
+    let copy =
+        hosts.bench.prepare("copy", &fs::read_to_string(&config).unwrap()).join("node.toml").display().to_string();
+    join(&copy, &token, 0, &["asks to be let in"]);
+    join(&config, &token, 0, &["asks to be let in"]);
+    join(&config, &token, 1, &["there is a node here already"]);
+    let two = hosts.start(number);
+    hosts.await_voters(&[&one, &two], &[1, 2]);
+    two.stop(Signal::KILL);
+    hosts
+        .bench
+        .velum(&["node", "--config", &copy])
+        .expect(1, &["does not take node 2", "used by another node", "cluster token"]);
+    let two = hosts.start(number);
+    hosts.await_voters(&[&one, &two], &[1, 2]);
+    let advice = hosts.status(&one)["advice"].to_string();
+    assert!(advice.contains("2 voters bear no more losses than 1"), "{advice}");
+}
+
+/// The settings to begin with differ in number, directory and address alone, and are in order but for the key, which nobody else
+/// can give.
+#[test]
+fn the_example_of_three_hosts_is_in_order() {
+    let bench = Bench::new();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("three-hosts");
+    bench.velum(&["key", "init", "--keyfile", "root.key"]).expect(0, &[]);
+    let mut alike = Vec::new();
+    for number in 1..=3 {
+        let text = fs::read_to_string(folder.join(format!("host-{number}.toml"))).unwrap();
+        let copy = bench.path("node.toml");
+        fs::write(&copy, &text).unwrap();
+        bench.velum(&["config", "check", &bench.text("node.toml")]).expect(0, &[]);
+        assert!(text.contains(&format!("node = {number}\n")));
+        let rest = text.lines().skip(1).collect::<Vec<_>>().join("\n");
+        alike.push(rest.replace(&format!("-{number}"), "-N").replace(&format!("node = {number}"), "node = N"));
+    }
+    assert!(alike.windows(2).all(|pair| pair[0] == pair[1]), "{alike:?}");
 }
 
 #[test]

@@ -58,6 +58,9 @@ fn a_wrong_line_is_refused_before_anything_is_done() {
             ("inspect blob x", 2, &["journal", "segment"]),
             ("inspect journal file:///a/b", 2, &["is a URL"]),
             ("completions tcsh", 2, &["bash"]),
+            ("cluster remove x", 2, &["NODE"]),
+            ("cluster join --config x --token y", 2, &["the token is none", "velum cluster token"]),
+            ("cluster join --config x", 2, &["--token"]),
         ],
     );
 }
@@ -73,6 +76,7 @@ fn what_cannot_be_done_says_what_to_do() {
         (line("show nosuch"), line("resize demo --size 64MiB"), line("allow demo uid:1 write --range 1GiB..2GiB"));
     let (create, flush, nbd) =
         (line("create demo --size 1GiB"), line("flush nosuch"), format!("volume list --admin http://{}", node.nbd));
+    let (token, remove) = (format!("cluster token --admin {admin}"), format!("cluster remove 1 --admin {admin}"));
     let data = bench.text("data");
     let (again, recover) = (format!("up --dir {data}"), format!("recover --dir {data} --keyfile k --cloud file:///a"));
     judge(
@@ -83,10 +87,13 @@ fn what_cannot_be_done_says_what_to_do() {
             (&resize, 1, &["would be lost", "--force"]),
             (&create, 1, &["exists already", "choose another name"]),
             (&range, 2, &["1GiB..2GiB", "beyond volume `demo`", "ends at 1GiB"]),
+            (&token, 1, &["meant to be alone", "[peers]"]),
+            (&remove, 1, &["meant to be alone", "[peers]"]),
             (&nbd, 1, &["gave an answer", "not one for NBD"]),
             (&again, 1, &["another process uses this directory", "stop it"]),
             (&recover, 1, &["is not empty", "new or empty directory"]),
             ("volume list --admin http://127.0.0.1:1", 1, &["no node answers", "velum up", "VELUM_ADMIN"]),
+            ("cluster init --config nosuch.toml", 1, &["nosuch.toml", "check the path"]),
             ("node --config nosuch.toml", 1, &["nosuch.toml", "check the path"]),
             ("inspect journal nosuch", 1, &["nosuch", "journal folder"]),
             ("inspect segment file:///nosuch/a/b", 1, &["file:///nosuch/a/b", "check the URL"]),

@@ -29,7 +29,7 @@ fn commands() -> Vec<(String, String)> {
 
 /// The words of a line before its first flag that name a command: the noun, and the verb where the noun has verbs.
 fn subcommand(line: &str) -> Vec<&str> {
-    let nouns_with_verbs = ["volume", "cloud", "key", "config"];
+    let nouns_with_verbs = ["volume", "cloud", "cluster", "key", "config"];
     let mut words = line.split_whitespace().skip(1).filter(|word| !word.starts_with('-'));
     let Some(noun) = words.next() else { return Vec::new() };
     if nouns_with_verbs.contains(&noun) { std::iter::once(noun).chain(words.next()).collect() } else { vec![noun] }

@@ -23,6 +23,8 @@ pub enum BootState {
     Stopped,
     /// A start found that acked writes may be lost, and lineages have not changed yet.
     Doubtful,
+    /// The cluster has removed it: it never starts again.
+    Removed,
 }
 
 impl BootState {
@@ -31,11 +33,12 @@ impl BootState {
             Self::InUse => 1,
             Self::Stopped => 2,
             Self::Doubtful => 3,
+            Self::Removed => 4,
         }
     }
 
     fn of(byte: u8) -> Option<Self> {
-        [Self::InUse, Self::Stopped, Self::Doubtful].into_iter().find(|state| state.byte() == byte)
+        [Self::InUse, Self::Stopped, Self::Doubtful, Self::Removed].into_iter().find(|state| state.byte() == byte)
     }
 }
 
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn it_reads_back_and_any_change_shows() {
-        for state in [BootState::InUse, BootState::Stopped, BootState::Doubtful] {
+        for state in [BootState::InUse, BootState::Stopped, BootState::Doubtful, BootState::Removed] {
             let bytes = file(state).encode();
             assert_eq!(BootFile::decode(&bytes), Ok(file(state)));
             for at in 0..bytes.len() {
@@ -126,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_is_whole_and_makes_no_sense_is_refused() {
-        for (at, value) in [(48, 0), (48, 4), (49, 1), (59, 1)] {
+        for (at, value) in [(48, 0), (48, 5), (49, 1), (59, 1)] {
             let mut bytes = file(BootState::InUse).encode();
             bytes[at] = value;
             let crc = crc32c(&bytes[..60]).to_le_bytes();
@@ -149,6 +152,7 @@ mod tests {
             (BootState::InUse, include_bytes!("../../tests/golden/boot-in-use-1.bin")),
             (BootState::Stopped, include_bytes!("../../tests/golden/boot-stopped-1.bin")),
             (BootState::Doubtful, include_bytes!("../../tests/golden/boot-doubtful-1.bin")),
+            (BootState::Removed, include_bytes!("../../tests/golden/boot-removed-1.bin")),
         ] {
             assert_eq!(file(state).encode(), *golden);
             assert_eq!(BootFile::decode(golden), Ok(file(state)));

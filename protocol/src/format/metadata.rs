@@ -187,4 +187,13 @@ pub enum Command {
     AdvanceCursor { volume: VolumeId, epoch: Epoch, cloud: CloudName, beginning: u64, seq: Seq },
     /// As [`Command::MoveCheckpointCursor`], refused like [`Command::AdvanceCursor`].
     AdvanceCheckpointCursor { volume: VolumeId, epoch: Epoch, cloud: CloudName, beginning: u64, number: u64 },
+    /// Keeps the number of a node that may join with the token of this hash. Refused when the number was ever used.
+    OfferPlace { node: NodeId, token: Hash },
+    /// Takes an offer back that nobody has taken.
+    WithdrawOffer { node: NodeId },
+    /// A newcomer takes the place offered, and is a node from then on. `key` is the hash of a key of its own: the same one may
+    /// ask again, another one is refused.
+    TakePlace { node: NodeId, token: Hash, key: Hash, address: String },
+    /// A node is to leave the group, and will be retired when it has. Refused while it owns volumes.
+    DismissNode { node: NodeId },
 }

@@ -3,6 +3,7 @@
 //! The bytes come from an authenticated peer and are judged all the same: a header says how long the body is before
 //! anything is allocated for it, and decoding is total. Raft's own protobuf never travels; see [`agreement`].
 
+mod admission;
 pub mod agreement;
 mod hello;
 mod proposal;
@@ -12,6 +13,7 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use admission::{Join, Verdict};
 pub use agreement::Piece;
 pub use hello::{ADDRESS_BYTES_MAX, Beat, Hello};
 pub use proposal::{Placed, Placement, Propose};
@@ -44,10 +46,15 @@ pub enum Kind {
     Propose = 5,
     /// What became of it.
     Placed = 6,
+    /// A newcomer asks to be let into the cluster.
+    Join = 7,
+    /// Whether it is, or is no more.
+    Verdict = 8,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [Self::Hello, Self::Beat, Self::Raft, Self::Piece, Self::Propose, Self::Placed];
+    const ALL: [Self; 8] =
+        [Self::Hello, Self::Beat, Self::Raft, Self::Piece, Self::Propose, Self::Placed, Self::Join, Self::Verdict];
 }
 
 /// Why bytes are no frame.
@@ -131,6 +138,10 @@ pub enum Frame {
     Propose(Propose),
     /// See [`Kind::Placed`].
     Placed(Placed),
+    /// See [`Kind::Join`].
+    Join(Join),
+    /// See [`Kind::Verdict`].
+    Verdict(Verdict),
 }
 
 impl Frame {
@@ -144,6 +155,8 @@ impl Frame {
             Self::Piece(_) => Kind::Piece,
             Self::Propose(_) => Kind::Propose,
             Self::Placed(_) => Kind::Placed,
+            Self::Join(_) => Kind::Join,
+            Self::Verdict(_) => Kind::Verdict,
         }
     }
 
@@ -161,6 +174,8 @@ impl Frame {
             Self::Piece(piece) => piece.put(&mut out),
             Self::Propose(propose) => propose.put(&mut out),
             Self::Placed(placed) => placed.put(&mut out),
+            Self::Join(join) => join.put(&mut out),
+            Self::Verdict(verdict) => verdict.put(&mut out),
         }
         let body_bytes = out.len() - HEADER_BYTES;
         assert!(body_bytes <= BODY_BYTES_MAX, "a frame's body is bounded");
@@ -182,6 +197,8 @@ impl Frame {
             Kind::Piece => Self::Piece(Piece::read(body, &mut fields)?),
             Kind::Propose => Self::Propose(Propose::read(body, &mut fields)?),
             Kind::Placed => Self::Placed(Placed::read(&mut fields)?),
+            Kind::Join => Self::Join(Join::read(&mut fields)?),
+            Kind::Verdict => Self::Verdict(Verdict::read(&mut fields)?),
         };
         fields.end()?;
         Ok(frame)

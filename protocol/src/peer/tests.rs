@@ -9,6 +9,7 @@ use super::{
 use crate::{
     format::raft::{Entry, EntryKind, Membership},
     id::{ClusterId, Hash, NodeId},
+    invitation::TokenSecret,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -60,6 +61,10 @@ fn hello() -> Hello {
     }
 }
 
+fn join() -> Frame {
+    Frame::Join(Join { secret: TokenSecret([0xc3; 32]), key: [0xb2; 32], address: "h:2".to_owned() })
+}
+
 fn frames() -> Vec<Frame> {
     let mut frames = vec![
         Frame::Hello(hello()),
@@ -78,6 +83,8 @@ fn frames() -> Vec<Frame> {
         ]
         .map(|placement| Frame::Placed(Placed { ticket: 9, placement })),
     );
+    frames.push(join());
+    frames.extend([Verdict::Removed, Verdict::NoPlace, Verdict::Welcome].map(Frame::Verdict));
     let plain = |kind: &MessageKind| *kind != MessageKind::Snapshot;
     frames.extend(MessageKind::ALL.into_iter().filter(plain).map(|kind| Frame::Raft(Box::new(message(kind)))));
     frames
@@ -142,6 +149,17 @@ fn version_1_keeps_its_bytes() {
             "564c70720100060019000000",
             "0900000000000000010400000000000000 0200000000000000",
         ),
+        (
+            join(),
+            "564c70720100070044000000",
+            concat!(
+                "c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3c3",
+                "b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2",
+                "03",
+                "683a32"
+            ),
+        ),
+        (Frame::Verdict(Verdict::NoPlace), "564c70720100080001000000", "02"),
     ];
     for (frame, header, body) in goldens {
         let bytes = frame.encode();
@@ -194,6 +212,7 @@ fn headers_are_judged_before_their_bodies() {
     assert!(forged(3, most).is_ok());
     assert_eq!(forged(3, most + 1), Err(FrameError::Length(most + 1)));
     assert_eq!(forged(0, 1), Err(FrameError::Kind(0)));
+    assert_eq!(forged(9, 1), Err(FrameError::Kind(9)));
     assert_eq!(forged(16, 1), Err(FrameError::Kind(16)));
 }
 
@@ -232,7 +251,7 @@ fn a_hello_that_cannot_be_is_refused() {
 
 proptest! {
     #[test]
-    fn arbitrary_bodies_never_panic(kind in 0_usize..6, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bodies_never_panic(kind in 0_usize..8, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let bytes = Bytes::from(bytes);
         if let Ok(frame) = Frame::decode(Kind::ALL[kind], &bytes) {
             prop_assert_eq!(&frame.encode()[HEADER_BYTES..], &bytes[..], "equal values have equal bytes");

@@ -316,7 +316,7 @@ async fn begin(env: &Env, setting: &Setting, node: NodeId, founds: bool) -> Resu
         env,
         keyring.credentials(node),
         Found { examined, journal, applier: state.clone() },
-        Rc::new(move |node| !removed.borrow().contains(&node)),
+        Rc::new(move |node: NodeId| !removed.borrow().contains(&node)),
     )
     .await
     .map_err(|error| error.to_string())?;

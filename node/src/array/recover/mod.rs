@@ -257,6 +257,14 @@ pub async fn recover(env: &Env, plan: &Plan, progress: &dyn Fn(&str)) -> Result<
     Ok(Recovered { identity, keyring, state, report })
 }
 
+/// The keys of a cluster, for a node that joins it. Changes nothing.
+///
+/// # Errors
+/// When no cloud has a cluster that the secret opens.
+pub async fn keys(env: &Env, clouds: &[CloudAt], secret: &ProviderSecret) -> Result<(Keyring, Identity), RecoverError> {
+    keys::find(&Sources::open(env, clouds)?, secret).await
+}
+
 /// The keys of a cluster and the newest record of which volumes it has, for tools that look at single objects. Changes
 /// nothing.
 ///

@@ -101,6 +101,10 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
         ("GET", ["version"]) => bare(Request::Version),
         ("GET", ["node"]) => bare(Request::NodeStatus),
         ("GET", ["raft"]) => bare(Request::RaftStatus),
+        ("GET", ["cluster"]) => bare(Request::ClusterStatus),
+        ("POST", ["cluster", "tokens"]) => bare(Request::OfferPlace),
+        ("DELETE", ["cluster", "nodes", node]) => bare(Request::RemoveNode { node: numbered(node)? }),
+        ("POST", ["cluster", "nodes", node, "lead"]) => bare(Request::TransferLead { node: numbered(node)? }),
         ("GET", ["clouds"]) => bare(Request::ListClouds),
         ("POST", ["clouds", "check"]) => bare(Request::CheckClouds),
         ("POST", ["clouds", name, "resync"]) => bare(Request::ResyncCloud { name: named(name)? }),
@@ -114,7 +118,10 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
         ("POST", ["volumes", name, "acl"]) => acl(name, headers, body),
         (
             _,
-            ["version" | "node" | "raft" | "clouds" | "volumes"]
+            ["version" | "node" | "raft" | "cluster" | "clouds" | "volumes"]
+            | ["cluster", "tokens"]
+            | ["cluster", "nodes", _]
+            | ["cluster", "nodes", _, "lead"]
             | ["clouds", "check"]
             | ["clouds", _, "resync"]
             | ["volumes", _]
@@ -165,6 +172,12 @@ fn named(name: &str) -> Result<String, Problem> {
     }
     let remedy = "use 1 to 63 of a-z, 0-9, dot, dash and underscore";
     Err(Problem::new(ProblemKind::Invalid, "the name is malformed", remedy))
+}
+
+fn numbered(node: &str) -> Result<u64, Problem> {
+    node.parse().ok().filter(|node| *node > 0).ok_or_else(|| {
+        Problem::new(ProblemKind::Invalid, "a node has a number from 1", "`velum cluster status` shows the nodes")
+    })
 }
 
 fn sized(bytes: u64) -> Result<(), Problem> {

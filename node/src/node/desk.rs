@@ -1,0 +1,127 @@
+//! Where newcomers ask to be let in, and where this node hears whether it is part of the cluster.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use tokio::sync::Notify;
+use velum_protocol::{
+    id::NodeId,
+    peer::{Join, Verdict},
+};
+
+use super::group::Admission;
+use crate::{limits::PEERS_MAX, metadata::State};
+
+/// See the module.
+pub(super) struct Desk {
+    state: Rc<RefCell<State>>,
+    /// This node has a token and does not know yet whether it is let in. Until it does it takes no part in raft: its number may
+    /// be another node's, which has voted.
+    is_joining: Cell<bool>,
+    /// What each newcomer asked last.
+    asks: RefCell<BTreeMap<NodeId, Join>>,
+    refused: Cell<Option<Verdict>>,
+    told: Notify,
+    /// The highest number that was offered here: two offers at once are of two numbers.
+    highest: Cell<u64>,
+}
+
+impl Desk {
+    pub(super) fn new(state: Rc<RefCell<State>>, is_joining: bool) -> Self {
+        Self {
+            state,
+            is_joining: Cell::new(is_joining),
+            asks: RefCell::default(),
+            refused: Cell::default(),
+            told: Notify::default(),
+            highest: Cell::default(),
+        }
+    }
+
+    /// What newcomers have asked since the last time.
+    pub(super) fn take_asks(&self) -> BTreeMap<NodeId, Join> {
+        self.asks.take()
+    }
+
+    /// The highest number that was offered here.
+    pub(super) fn highest(&self) -> u64 {
+        self.highest.get()
+    }
+
+    /// A number is on its way to be offered.
+    pub(super) fn offered(&self, node: NodeId) {
+        self.highest.set(self.highest.get().max(node.0));
+    }
+
+    /// Completes when this node is no part of the cluster.
+    pub(super) async fn refusal(&self) -> Verdict {
+        loop {
+            let told = self.told.notified();
+            if let Some(why) = self.refused.get() {
+                return why;
+            }
+            told.await;
+        }
+    }
+}
+
+impl Admission for Desk {
+    fn hears(&self, node: NodeId) -> bool {
+        self.state.borrow().hears(node)
+    }
+
+    fn asked(&self, by: NodeId, join: Join) {
+        let mut asks = self.asks.borrow_mut();
+        if asks.len() < PEERS_MAX || asks.contains_key(&by) {
+            asks.insert(by, join);
+        }
+    }
+
+    fn takes_part(&self) -> bool {
+        !self.is_joining.get()
+    }
+
+    fn judged(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Welcome => return self.is_joining.set(false),
+            // A place that is taken is not asked for any more; late answers do not matter.
+            Verdict::NoPlace if !self.is_joining.get() => return,
+            Verdict::NoPlace | Verdict::Removed => {}
+        }
+        self.refused.set(Some(verdict));
+        self.told.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use velum_protocol::id::ClusterId;
+
+    use super::*;
+
+    fn desk(is_joining: bool) -> Desk {
+        Desk::new(Rc::new(RefCell::new(State::new(ClusterId([1; 16]), Vec::new(), 2))), is_joining)
+    }
+
+    /// A second node with a used token once voted under the number of the first one, which was down.
+    #[test]
+    fn a_newcomer_takes_part_when_it_is_welcome_and_not_before() {
+        let newcomer = desk(true);
+        assert!(!newcomer.takes_part());
+        newcomer.judged(Verdict::Welcome);
+        assert!(newcomer.takes_part());
+        newcomer.judged(Verdict::NoPlace);
+        assert_eq!(newcomer.refusal().now_or_never(), None, "it has its place");
+        newcomer.judged(Verdict::Removed);
+        assert_eq!(newcomer.refusal().now_or_never(), Some(Verdict::Removed));
+        let late = desk(true);
+        late.judged(Verdict::NoPlace);
+        assert_eq!(late.refusal().now_or_never(), Some(Verdict::NoPlace));
+        assert!(!late.takes_part());
+        assert!(desk(false).takes_part());
+    }
+}
