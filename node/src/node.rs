@@ -86,6 +86,8 @@ pub(crate) struct Assembly {
     sessions: Rc<Sessions>,
     doors: RefCell<Vec<NbdDoor>>,
     stopping: Cell<bool>,
+    /// Every volume that was there at the start is open, or known not to be.
+    looked_through: Cell<bool>,
     boot: boot::Boot,
     /// Held for as long as the node runs.
     _lock: Box<dyn std::any::Any>,

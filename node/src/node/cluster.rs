@@ -133,7 +133,7 @@ impl Assembly {
     }
 
     /// True when it is so within the time that an answer may wait.
-    async fn wait(&self, is_so: impl Fn() -> bool) -> bool {
+    pub(super) async fn wait(&self, is_so: impl Fn() -> bool) -> bool {
         let clock = &self.env.clock;
         let until = clock.now() + CHANGE_WAIT;
         while !is_so() {

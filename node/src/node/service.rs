@@ -139,6 +139,11 @@ impl Assembly {
 
     /// Created, in the catalogue of a quorum of clouds, and open: then it is answered.
     async fn create_volume(self: &Rc<Self>, principal: &str, asked: CreateVolume) -> Result<Response, Problem> {
+        // A volume made while the start still looks through them would be opened twice.
+        if !self.wait(|| self.looked_through.get()).await {
+            let detail = "the node has not looked through its volumes yet: too few nodes of the cluster run";
+            return Err(Problem::new(ProblemKind::Unavailable, detail, "`velum cluster status` says what to do"));
+        }
         let volume = VolumeId(self.env.entropy.fresh16());
         let keys = self.keyring.new_volume_keys(&*self.env.entropy, volume, KeyEpoch(1));
         let acl = vec![AclEntry { principal: principal.to_owned(), range: None, right: Right::Write }];

@@ -187,7 +187,7 @@ impl Node {
     /// Starts the node that `config.dir` holds.
     ///
     /// Returns when operators and guests are answered. Volumes whose map root is in a cloud that is away open later, by
-    /// themselves.
+    /// themselves; among several nodes all do.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -226,11 +226,11 @@ impl Node {
         let agreement = (consensus, peers, metadata);
         let node = assemble(env, config, (lock, boot), (keyring, identity), journal, agreement, metrics).await?;
         node.begin();
-        // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
-        let opening = node.open(is_doubtful, replay);
-        match select(Box::pin(opening), Box::pin(node.failed())).await {
-            Either::Left((opened, _)) => opened?,
-            Either::Right((cause, _)) => return Err(JournalError::Poisoned { cause: cause.into() }.into()),
+        if node.peers.is_some() {
+            // Raft may not answer before other nodes run, and operators must see for which.
+            node.open_later(is_doubtful, replay);
+        } else {
+            node.open_now(is_doubtful, replay).await?;
         }
         node.open_doors(listeners);
         Ok(Self(node))
@@ -414,6 +414,7 @@ async fn assemble(
         sessions: Rc::new(Sessions::default()),
         doors: RefCell::default(),
         stopping: Cell::new(false),
+        looked_through: Cell::new(false),
         boot,
         _lock: lock,
         config,
@@ -422,6 +423,24 @@ async fn assemble(
 }
 
 impl Assembly {
+    async fn open_now(self: &Rc<Self>, is_doubtful: bool, replay: Replay) -> Result<(), StartError> {
+        // All this asks Raft, which never answers once the journal has failed: then it is the start that has failed.
+        let opening = self.open(is_doubtful, replay);
+        match select(Box::pin(opening), Box::pin(self.failed())).await {
+            Either::Left((opened, _)) => opened,
+            Either::Right((cause, _)) => Err(JournalError::Poisoned { cause: cause.into() }.into()),
+        }
+    }
+
+    fn open_later(self: &Rc<Self>, is_doubtful: bool, replay: Replay) {
+        let own = Rc::clone(self);
+        actor::spawn(async move {
+            if let Err(error) = own.open(is_doubtful, replay).await {
+                tracing::error!(%error, "the volumes of this node do not open; restart it when that is put right");
+            }
+        });
+    }
+
     /// Opens the volumes; first, when acked writes may be lost, their lineages change.
     async fn open(self: &Rc<Self>, is_doubtful: bool, replay: Replay) -> Result<(), StartError> {
         if is_doubtful {
@@ -429,6 +448,7 @@ impl Assembly {
         }
         self.boot.started(&*self.env.disk).await?;
         self.open_volumes(replay).await;
+        self.looked_through.set(true);
         Ok(())
     }
 

@@ -125,6 +125,8 @@ impl Hosts {
         if !known {
             self.ask(at, &["volume", "create", name, "--size", "4MiB"]);
         }
+        // Answered when the volume is open.
+        self.ask(at, &["volume", "flush", name]);
         nbd::write(&at.nbd, name, 0, &[byte; 4096]);
         let flushed = self.ask(at, &["volume", "flush", name]).json();
         assert_eq!((&flushed["exposure"]["dirty_bytes"], &flushed["name"]), (&0.into(), &name.into()));
@@ -193,6 +195,13 @@ fn a_cluster_whose_nodes_were_all_killed_comes_back() {
     for node in [one, two, three] {
         node.stop(Signal::KILL);
     }
+    // One of three has nobody to agree with, and says so.
+    let one = hosts.start(1);
+    wait("what is wrong", || {
+        hosts.status(&one)["advice"][0].as_str().unwrap_or_default().contains("there is no leader")
+    });
+    assert_eq!(hosts.voters(&one), [1]);
+    one.stop(Signal::KILL);
     let running: Vec<_> = [1, 2, 3]
         .map(|node| hosts.bench.spawn(&["--output", "json", "node", "--config", &hosts.config(node)], &[]))
         .into();
