@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::BTreeSet, rc::Rc};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{TryStreamExt, stream};
 use velum_protocol::{
     format::{location::Frame, metadata::ObjectRef, page::UsageIndex},
     id::{BLOCK_BYTES, BLOCK_LEN, Seq},
@@ -221,22 +221,22 @@ async fn move_out(
     }
 }
 
-/// Reads what is live in `segments` and notes where it was found.
+/// Reads what is live in `segments` and notes where it was found. No request is left alone while something else is waited for:
+/// it would keep its place in the cloud's window, which is a single one when the cloud is away, and what is waited for
+/// may need that very place.
 async fn read(context: &VolumeContext, keys: &KeySet, segments: Vec<ObjectRef>) -> Result<(), StepError> {
-    let fetch = |segment: ObjectRef| async move {
-        let id = keys.id(ObjectKind::Segment, segment.incarnation, segment.number.0);
-        match context.array.copies.read(&id, &segment, None).await {
-            Ok(stored) => Ok((segment, stored)),
-            Err(error) => Err(StepError::Copy { segment, error }),
-        }
-    };
-    let mut stored = stream::iter(segments).map(fetch).buffered(SEGMENTS_AT_ONCE);
-    while let Some(fetched) = stored.next().await {
-        let (segment, stored) = fetched?;
-        context.array.metrics.compact.read_bytes.inc_by(segment.bytes);
-        read_segment(context, keys, &segment, stored).await?;
-    }
-    Ok(())
+    stream::iter(segments.into_iter().map(Ok))
+        .try_for_each_concurrent(SEGMENTS_AT_ONCE, |segment| async move {
+            let id = keys.id(ObjectKind::Segment, segment.incarnation, segment.number.0);
+            match context.array.copies.read(&id, &segment, None).await {
+                Ok(stored) => {
+                    context.array.metrics.compact.read_bytes.inc_by(segment.bytes);
+                    read_segment(context, keys, &segment, stored).await
+                }
+                Err(error) => Err(StepError::Copy { segment, error }),
+            }
+        })
+        .await
 }
 
 async fn read_segment(
