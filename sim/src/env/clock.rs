@@ -43,10 +43,29 @@ impl Clock for NodeClock {
     /// Rounds up to whole milliseconds of simulated time: the timers of the runtime know nothing finer, and what is finer
     /// would fire in an order that depends on the phase of the real clock.
     fn sleep(&self, duration: Duration) -> Local<()> {
-        let own_us = duration.as_micros();
-        let real_us =
-            own_us * 1_000_000 / u128::try_from(1_000_000 + self.rate_ppm).expect("a clock never runs backwards");
-        let ms = real_us.div_ceil(1_000).min(u128::from(u32::MAX)) as u64;
-        Box::pin(sleep(Duration::from_millis(ms)))
+        Box::pin(sleep(Duration::from_millis(slept_ms(duration, self.rate_ppm))))
+    }
+}
+
+/// Milliseconds of simulated time that `duration` takes by a clock that runs `rate_ppm` millionths too fast; none for nothing
+/// only, or whoever sleeps for what is left of a pause would do so for ever.
+fn slept_ms(duration: Duration, rate_ppm: i64) -> u64 {
+    let rate = u128::try_from(1_000_000 + rate_ppm).expect("a clock never runs backwards");
+    let ms = (duration.as_micros() * 1_000).div_ceil(rate);
+    u64::try_from(ms).unwrap_or(u64::MAX).min(u64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pause had a microsecond left by a fast clock, which was slept for in no time at all, again and again.
+    #[test]
+    fn no_sleep_takes_no_time() {
+        for rate_ppm in [-50_000, 0, 30_923, 50_000] {
+            assert_eq!(slept_ms(Duration::ZERO, rate_ppm), 0);
+            assert_eq!(slept_ms(Duration::from_micros(1), rate_ppm), 1, "{rate_ppm}");
+        }
+        assert_eq!([slept_ms(Duration::from_secs(1), 0), slept_ms(Duration::from_secs(1), 50_000)], [1_000, 953]);
     }
 }
