@@ -14,13 +14,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{TryStreamExt, stream};
 use velum_protocol::{
     format::claim::CLAIM_BYTES_MAX,
     id::{Incarnation, ObjectNumber, Seq},
 };
 
-use super::{AT_ONCE, records, roots};
+use super::{AT_ONCE, last_there, records, roots};
 use crate::{
     array::{
         context::ArrayContext,
@@ -104,25 +104,15 @@ async fn last_number(
     life: Incarnation,
     known: u64,
 ) -> Result<u64, CopyError> {
-    let mut last = known;
-    let mut asked = stream::iter(known.saturating_add(1)..)
-        .map(|number| async move {
-            for kind in KINDS {
-                if array.copies.is_there(cloud, &keys.id(kind, life, number)).await? {
-                    return Ok((number, true));
-                }
+    let is_there = async |number| {
+        for kind in KINDS {
+            if array.copies.is_there(cloud, &keys.id(kind, life, number)).await? {
+                return Ok(true);
             }
-            Ok((number, false))
-        })
-        .buffered(AT_ONCE);
-    while let Some(answer) = asked.next().await {
-        match answer? {
-            (number, true) => last = number,
-            (number, false) if number - last >= GAP => break,
-            (_, false) => {}
         }
-    }
-    Ok(last)
+        Ok(false)
+    };
+    last_there(known, GAP, is_there).await
 }
 
 /// The number of the last root that a life is known to have made; zero when it made none. The claim of the next life says

@@ -10,7 +10,7 @@ pub mod retire;
 mod roots;
 pub(crate) mod shell;
 
-use futures_util::{TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::copies::{Copies, CopyError};
 use crate::{cloud::Cloud, keyring::ObjectId};
@@ -23,4 +23,23 @@ async fn delete_all(copies: &Copies, cloud: &Cloud, ids: impl Iterator<Item = Ob
     stream::iter(ids.map(Ok))
         .try_for_each_concurrent(AT_ONCE, |id| async move { copies.delete(cloud, &id).await })
         .await
+}
+
+/// The highest number at which something `is_there`, looked for upwards from `known` until `gap` in a row are missing.
+async fn last_there(
+    known: u64,
+    gap: u64,
+    is_there: impl AsyncFn(u64) -> Result<bool, CopyError>,
+) -> Result<u64, CopyError> {
+    let mut last = known;
+    let asked = stream::iter(known.saturating_add(1)..);
+    let mut asked = asked.map(async |number| Ok((number, is_there(number).await?))).buffered(AT_ONCE);
+    while let Some(answer) = asked.next().await {
+        match answer? {
+            (number, true) => last = number,
+            (number, false) if number - last >= gap => break,
+            (_, false) => {}
+        }
+    }
+    Ok(last)
 }

@@ -1,9 +1,9 @@
 //! Deletes sequence records from one cloud.
 
-use futures_util::{StreamExt, future::try_join_all, stream};
+use futures_util::future::try_join_all;
 use velum_protocol::id::{Incarnation, Seq};
 
-use super::{AT_ONCE, delete_all};
+use super::{AT_ONCE, delete_all, last_there};
 use crate::{
     array::{context::ArrayContext, copies::CopyError},
     cloud::Cloud,
@@ -56,21 +56,9 @@ pub(crate) async fn delete_void(
     floor: Seq,
     gap: u64,
 ) -> Result<(), CopyError> {
-    let mut last = floor;
-    let mut asked = stream::iter(floor.0.saturating_add(1)..)
-        .map(|seq| async move {
-            let there = array.copies.is_there(cloud, &keys.id(ObjectKind::Record, life, seq)).await?;
-            Ok::<_, CopyError>((Seq(seq), there))
-        })
-        .buffered(AT_ONCE);
-    while let Some(answer) = asked.next().await {
-        match answer? {
-            (seq, true) => last = seq,
-            (seq, false) if seq.0 - last.0 >= gap => break,
-            (_, false) => {}
-        }
-    }
-    let void = (floor.0.saturating_add(1)..=last.0).rev();
+    let is_there = async |seq| array.copies.is_there(cloud, &keys.id(ObjectKind::Record, life, seq)).await;
+    let last = last_there(floor.0, gap, is_there).await?;
+    let void = (floor.0.saturating_add(1)..=last).rev();
     delete_all(&array.copies, cloud, void.map(|seq| keys.id(ObjectKind::Record, life, seq))).await
 }
 

@@ -5,13 +5,13 @@
 //! are never deleted. They must go before anything that they name does, so every checkpoint is looked at: a cloud that was
 //! away now and then has roots of checkpoints that lie far apart.
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{TryStreamExt, stream};
 use velum_protocol::{
     format::{checkpoint::STUB_BYTES_MAX, metadata::ObjectRef},
     id::Incarnation,
 };
 
-use super::AT_ONCE;
+use super::{AT_ONCE, last_there};
 use crate::{
     array::{
         context::ArrayContext,
@@ -48,18 +48,7 @@ pub(crate) async fn sweep(
 
 /// The highest checkpoint of a life whose stub some cloud has, `known` or above.
 async fn last(array: &ArrayContext, keys: &KeySet, life: Incarnation, known: u64) -> Result<u64, CopyError> {
-    let mut last = known;
-    let mut asked = stream::iter(known.saturating_add(1)..)
-        .map(|number| async move { Ok::<_, CopyError>((number, root(array, keys, life, number).await?.is_some())) })
-        .buffered(AT_ONCE);
-    while let Some(answer) = asked.next().await {
-        match answer? {
-            (number, true) => last = number,
-            (number, false) if number - last >= GAP => break,
-            (_, false) => {}
-        }
-    }
-    Ok(last)
+    last_there(known, GAP, async |number| Ok(root(array, keys, life, number).await?.is_some())).await
 }
 
 /// The root of the newest checkpoint of a life whose stub some cloud has; it came as far as `known` at least.
