@@ -686,6 +686,38 @@ fn the_root_of_a_checkpoint_long_ago_goes_before_what_it_names() {
     }
 }
 
+/// A record that was under way when a cloud was emptied came to the empty place, and then the machine was lost with all that
+/// was known of the cloud. By then the record lay more than a thousand others below the floor.
+#[test]
+fn a_record_that_came_late_long_before_a_recovery_does_not_stay() {
+    run(154, async |cluster| {
+        let process = cluster.founded().await;
+        let mut history = History { reference: Reference::new(BLOCKS), durable: 0 };
+        write_history(&cluster, &process, &mut history, 6).await;
+        process.converge().await;
+        let head = |process: &Process| process.state().volumes.values().next().unwrap().head.seq.0;
+        let number = head(&process) + 1;
+        cluster.cloud("c").wipe();
+        write_history(&cluster, &process, &mut history, 1).await;
+        let is_late = |id: &ObjectId| id.kind == ObjectKind::Record && id.number == number;
+        let late = cluster.cloud("a").names().into_iter().find(|(_, id)| id.as_ref().is_some_and(is_late)).unwrap().0;
+        cluster.cloud("c").plant(&late, cluster.cloud("a").contents()[&late].clone());
+        let mut guest = process.connect("demo").await;
+        while head(&process) < number + 1_200 {
+            process.run(guest.ask(history.reference.any(&cluster.rng))).await.unwrap();
+            process.flush("demo").await.unwrap();
+        }
+        history.durable = history.reference.len();
+        process.crash(Crash::LoseAll);
+        let recovered = cluster.recover(&["a", "b"], &["c"], Verify::Full).await.unwrap();
+        let process = serve(&cluster, &recovered, &mut history).await;
+        write_history(&cluster, &process, &mut history, 5).await;
+        process.converge().await;
+        process.work(120_000).await;
+        assert!(!cluster.cloud("c").ids().iter().any(is_late));
+    });
+}
+
 /// Two clouds lacked the stubs of many checkpoints that the third had. A recovery from the two saw none of those checkpoints, and
 /// the search for their roots in the third ended two numbers above the last one that it did see.
 #[test]

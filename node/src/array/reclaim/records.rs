@@ -17,6 +17,10 @@ pub(crate) const GAP: u64 = 64;
 /// was given since.
 pub(crate) const GAP_UNKNOWN: u64 = 1024;
 
+/// The same once after a recovery, with which all was forgotten that was known of a cloud: also where a record came late to a
+/// place that had been emptied, long before. A minute's worth of requests, in the background.
+pub(crate) const GAP_OLDER: u64 = 1 << 16;
+
 /// Which records there are to delete.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Start {

@@ -16,7 +16,7 @@ use super::{
     AT_ONCE,
     lives::{self, Progress, Referred},
     machine::{Effect, Entry, Input, Machine, Name, Survey},
-    records::{self, GAP_UNKNOWN, Start},
+    records::{self, GAP_OLDER, GAP_UNKNOWN, Start},
     roots,
 };
 use crate::{
@@ -155,10 +155,12 @@ async fn settle(
     }
     let array = &context.array;
     let oldest = oldest_life(context, cloud)?;
+    let is_rid = oldest == array.incarnation();
+    let start = Start::Search(if is_rid { GAP_UNKNOWN } else { GAP_OLDER });
     let swept = async {
-        records::sweep(array, &keys, &target, (oldest, Start::Search(GAP_UNKNOWN)), floor_seq).await?;
+        records::sweep(array, &keys, &target, (oldest, start), floor_seq).await?;
         // All that is left of earlier lives is gone only after their roots.
-        if oldest < array.incarnation() {
+        if !is_rid {
             roots::sweep(array, &keys, &target, (floor, &kept.root)).await?;
         }
         // All this counts only if it was done in the cluster's own place.
