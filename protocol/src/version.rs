@@ -51,6 +51,8 @@ pub const JOURNAL_REACH: Format = Format { magic: *b"VLre", version: 1 };
 pub const RAFT_SNAPSHOT: Format = Format { magic: *b"VLrs", version: 1 };
 /// What a node keeps until it has joined a cluster.
 pub const JOIN_FILE: Format = Format { magic: *b"VLjn", version: 1 };
+/// A member's promise.
+pub const PROMISE: Format = Format { magic: *b"VLpm", version: 1 };
 /// Boot file.
 pub const BOOT_FILE: Format = Format { magic: *b"VLbt", version: 1 };
 /// Disk cache file.
@@ -152,6 +154,7 @@ mod tests {
             BOOT_FILE,
             CACHE_FILE,
             PEER_FRAME,
+            PROMISE,
         ]
         .map(|format| format.magic);
         magics.sort_unstable();

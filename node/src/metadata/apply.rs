@@ -11,6 +11,7 @@ use velum_protocol::{
 
 use super::{
     PROPOSAL_BYTES_MAX,
+    ensembles::MEMBERS_MAX,
     state::{State, VolumeState},
 };
 
@@ -110,6 +111,21 @@ pub enum Rejection {
     /// What the proposer saw in a cloud was before the cloud began anew.
     #[error("the cloud has begun anew meanwhile")]
     BegunAnew,
+    /// The members of an ensemble are not as they must be.
+    #[error("an ensemble has 1 to {MEMBERS_MAX} nodes in rising order, the owner among them")]
+    BadEnsemble,
+    /// The volume's journal is kept by an ensemble: an owner is granted together with one.
+    #[error("the volume's journal is kept by an ensemble; grant an owner with its ensemble")]
+    HasEnsemble,
+    /// The volume's journal is kept by its owner alone, which no fence knows of: only that node may begin an ensemble.
+    #[error("the volume's journal is kept by its owner alone; only that node can have others keep it too")]
+    KeptAlone,
+    /// Another epoch is the open one.
+    #[error("the open epoch of the volume's journal is {0}")]
+    NotOpen(Epoch),
+    /// The end lies before what is in the sequence, or differs from it.
+    #[error("the journal cannot end there: the sequence or an earlier end says otherwise")]
+    CloseUnfit,
 }
 
 impl State {
@@ -165,6 +181,7 @@ impl State {
             | Command::WithdrawOffer { .. }
             | Command::TakePlace { .. }
             | Command::DismissNode { .. } => self.apply_to_nodes(command),
+            Command::GrantEnsemble { .. } | Command::CloseEpoch { .. } => self.apply_to_ensembles(command),
         }
     }
 

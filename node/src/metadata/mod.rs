@@ -6,6 +6,7 @@
 
 pub mod acl;
 mod apply;
+mod ensembles;
 mod nodes;
 mod reclaim;
 mod sequence;

@@ -21,12 +21,12 @@ impl State {
                 if is_gone {
                     return Err(Rejection::NoSuchNode(*node));
                 }
+                if self.ensembles.contains_key(volume) {
+                    return Err(Rejection::HasEnsemble);
+                }
                 let volume = self.live_volume_mut(*volume)?;
                 volume.expect_epoch(*after)?;
-                volume.epoch = after.next();
-                volume.owner = Some(*node);
-                // A grant belongs to the epoch it was given in.
-                volume.grants.clear();
+                volume.begin_epoch(after.next(), *node);
                 Ok(Answer::Epoch(volume.epoch))
             }
             Command::GrantObjects { volume, epoch, count } => {
@@ -55,7 +55,8 @@ impl State {
                 self.live_volume_mut(*volume)?.grants.clear();
                 Ok(Answer::Done)
             }
-            Command::AppendSequence { volume, record, .. } => {
+            Command::AppendSequence { volume, epoch, record, .. } => {
+                self.expect_open(*volume, *epoch)?;
                 if self.record_bytes().saturating_add(record.len()) > RECORD_BYTES_MAX {
                     return Err(Rejection::RecordsFull);
                 }

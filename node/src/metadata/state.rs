@@ -17,13 +17,15 @@ use super::apply::{Answer, Rejection};
 /// Marks a saved state.
 pub const STATE_MAGIC: [u8; 4] = *b"VMET";
 /// Version of the saved form.
-pub const STATE_VERSION: u16 = 4;
+pub const STATE_VERSION: u16 = 5;
 /// The first version, which ends before the nodes.
 const STATE_WITHOUT_NODES: u16 = 1;
 /// The second, which ends behind them.
 const STATE_UP_TO_NODES: u16 = 2;
 /// The third, which ends behind what clouds were left with.
 const STATE_UP_TO_LEFT: u16 = 3;
+/// The fourth, which ends behind the nodes that leave.
+const STATE_UP_TO_LEAVING: u16 = 4;
 /// Longest saved state.
 pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
 /// Bytes of sealed records the state takes in all; past that a volume has to make a checkpoint first. The rest of
@@ -43,6 +45,7 @@ const NOTHING_LEFT: BTreeMap<(VolumeId, CloudName), Seq> = BTreeMap::new();
 const NO_BEGINNINGS: BTreeMap<CloudName, u64> = BTreeMap::new();
 const NO_OFFERS: BTreeMap<NodeId, Offer> = BTreeMap::new();
 const NOBODY_LEAVES: BTreeSet<NodeId> = BTreeSet::new();
+const NO_ENSEMBLES: BTreeMap<VolumeId, EnsembleState> = BTreeMap::new();
 
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +90,21 @@ pub struct Offer {
     pub token: Hash,
     /// Hash of the key of the node that took it.
     pub taken_by: Option<Hash>,
+    /// Who keeps the journal of each volume that is not kept by its owner alone.
+    pub ensembles: BTreeMap<VolumeId, EnsembleState>,
+}
+
+/// Who keeps a volume's journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnsembleState {
+    /// The nodes of the volume's epoch, rising.
+    pub members: Vec<NodeId>,
+    /// The epoch that may make records, or was the last that did; below the volume's while that one takes over.
+    pub opened: Epoch,
+    /// The nodes of that epoch: who has to be fenced.
+    pub opened_members: Vec<NodeId>,
+    /// Where the open epoch began: the last position before it, and the journal's chain there.
+    pub base: (Jseq, Hash),
 }
 
 /// A node as the cluster knows it.
@@ -239,6 +257,7 @@ impl State {
             beginnings: BTreeMap::new(),
             offers: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            ensembles: BTreeMap::new(),
         }
     }
 
@@ -282,11 +301,13 @@ impl State {
     pub fn load(bytes: &[u8]) -> Result<Self, LoadError> {
         let rest = bytes.strip_prefix(&STATE_MAGIC).ok_or(LoadError::NotAState)?;
         let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
+        let without_left = (NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES, NO_ENSEMBLES);
         let lacking = match u16::from_le_bytes(*version) {
             STATE_VERSION => return Ok(codec::decode(rest, STATE_BYTES_MAX)?),
-            STATE_UP_TO_LEFT => codec::encode(&(NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES)),
-            STATE_UP_TO_NODES => codec::encode(&(NOTHING_LEFT, NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES)),
-            STATE_WITHOUT_NODES => codec::encode(&(NO_NODES, NOTHING_LEFT, NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES)),
+            STATE_UP_TO_LEAVING => codec::encode(&NO_ENSEMBLES),
+            STATE_UP_TO_LEFT => codec::encode(&without_left),
+            STATE_UP_TO_NODES => codec::encode(&(NOTHING_LEFT, without_left)),
+            STATE_WITHOUT_NODES => codec::encode(&(NO_NODES, NOTHING_LEFT, without_left)),
             version => return Err(LoadError::NewerVersion(version)),
         };
         Ok(codec::decode(&[rest, &lacking].concat(), STATE_BYTES_MAX)?)

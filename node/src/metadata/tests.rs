@@ -506,7 +506,7 @@ fn a_node_that_owns_volumes_or_is_the_last_one_stays_and_one_that_leaves_owns_no
 fn states_of_earlier_versions_are_read() {
     let mut bench = Bench::new();
     let mut old = bench.state.save().to_vec();
-    for (version, fields) in [(3_u16, 3), (2, 1), (1, 1)] {
+    for (version, fields) in [(4_u16, 1), (3, 3), (2, 1), (1, 1)] {
         for _ in 0..fields {
             assert_eq!(old.pop(), Some(0), "what there is nothing of is one byte at the end");
         }
@@ -515,7 +515,7 @@ fn states_of_earlier_versions_are_read() {
     }
     bench.run(Command::AdmitNode { node: NodeId(2), address: "host:9891".into() }).unwrap();
     let mut old = bench.state.save().to_vec();
-    old.truncate(old.len() - 4);
+    old.truncate(old.len() - 5);
     old[4..6].copy_from_slice(&2_u16.to_le_bytes());
     assert_eq!(State::load(&old).unwrap(), bench.state, "the second version has nodes");
 }
@@ -552,4 +552,98 @@ fn a_cursor_is_moved_by_the_owner_alone_and_only_when_it_saw_the_cloud_begin_ane
     bench.run(seq(second, 1)).unwrap();
     bench.run(number(second, 1)).unwrap();
     assert_eq!(bench.state.volumes[&VOLUME].cursors[&cloud()], Seq(1));
+}
+
+fn grant_ensemble(after: u64, node: u64, members: &[u64]) -> Command {
+    let members = members.iter().copied().map(NodeId).collect();
+    Command::GrantEnsemble { volume: VOLUME, node: NodeId(node), after: Epoch(after), members }
+}
+
+fn close(epoch: u64, closes: u64, last: u64, lineage_changes: bool) -> Command {
+    let (epoch, closes, last) = (Epoch(epoch), Epoch(closes), Jseq(last));
+    let chain = if last.0 == 0 { Hash::ZERO } else { Hash([9; 32]) };
+    Command::CloseEpoch { volume: VOLUME, epoch, closes, last, chain, lineage_changes }
+}
+
+/// An epoch makes sequence records only when the one before it is closed: once, by the epoch that is granted now, at an end
+/// that agrees with the sequence.
+#[test]
+fn an_epoch_with_an_ensemble_opens_once() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.run(grant_ensemble(0, 1, &[1, 2, 3])), Ok(Answer::Epoch(Epoch(1))));
+    assert_eq!(bench.append(Epoch(1), 1, 1, 5), Err(Rejection::NotOpen(Epoch(0))));
+    assert_eq!(bench.run(close(1, 0, 0, false)), Ok(Answer::Done));
+    assert_eq!(bench.run(close(1, 0, 0, false)), Err(Rejection::NotOpen(Epoch(1))), "once");
+    assert_eq!(bench.append(Epoch(1), 1, 1, 5), Ok(Answer::Done));
+
+    assert_eq!(bench.run(grant_ensemble(1, 2, &[2, 3, 4])), Ok(Answer::Epoch(Epoch(2))));
+    assert_eq!(bench.run(grant_ensemble(2, 3, &[2, 3, 4])), Ok(Answer::Epoch(Epoch(3))));
+    let kept = bench.state.ensembles[&VOLUME].clone();
+    assert_eq!((kept.opened, kept.opened_members), (Epoch(1), vec![NodeId(1), NodeId(2), NodeId(3)]));
+    assert_eq!(bench.run(close(2, 1, 9, false)), Err(Rejection::StaleEpoch(Epoch(3))), "somebody else came");
+    assert_eq!(bench.run(close(3, 2, 9, false)), Err(Rejection::NotOpen(Epoch(1))), "epoch 2 never opened");
+    assert_eq!(bench.run(close(3, 1, 4, false)), Err(Rejection::CloseUnfit), "the sequence reaches 5");
+    let elsewhere = Command::CloseEpoch {
+        volume: VOLUME,
+        epoch: Epoch(3),
+        closes: Epoch(1),
+        last: Jseq(5),
+        chain: Hash([8; 32]),
+        lineage_changes: false,
+    };
+    assert_eq!(bench.run(elsewhere), Err(Rejection::CloseUnfit), "another chain than the sequence's");
+    let lineage = bench.state.volumes[&VOLUME].lineage;
+    assert_eq!(bench.run(close(3, 1, 9, true)), Ok(Answer::Done));
+    assert_eq!(bench.state.volumes[&VOLUME].lineage, lineage.next());
+    let kept = &bench.state.ensembles[&VOLUME];
+    assert_eq!((kept.opened, kept.base), (Epoch(3), (Jseq(9), Hash([9; 32]))));
+    assert_eq!(kept.opened_members, [NodeId(2), NodeId(3), NodeId(4)]);
+    assert_eq!(State::load(&bench.state.save()).unwrap(), bench.state);
+
+    bench.run(grant_ensemble(3, 2, &[2, 3, 4])).unwrap();
+    assert_eq!(bench.run(close(4, 3, 8, false)), Err(Rejection::CloseUnfit), "below where epoch 3 began");
+    let other_base = Command::CloseEpoch {
+        volume: VOLUME,
+        epoch: Epoch(4),
+        closes: Epoch(3),
+        last: Jseq(9),
+        chain: Hash([7; 32]),
+        lineage_changes: false,
+    };
+    assert_eq!(bench.run(other_base), Err(Rejection::CloseUnfit), "not what epoch 3 began with");
+    assert_eq!(bench.run(close(4, 3, 9, false)), Ok(Answer::Done));
+    assert_eq!(bench.state.volumes[&VOLUME].lineage, lineage.next(), "nothing was lost");
+    bench.run(Command::DeleteVolume { volume: VOLUME }).unwrap();
+    bench.run(Command::ForgetVolume { volume: VOLUME }).unwrap();
+    assert!(bench.state.ensembles.is_empty());
+}
+
+#[test]
+fn ensembles_that_cannot_be_are_refused() {
+    let mut bench = Bench::new();
+    for members in [&[][..], &[2, 3], &[1, 1, 2], &[2, 1, 3], &[0, 1], &[1, 2, 3, 4, 5, 6, 7, 8]] {
+        assert_eq!(bench.run(grant_ensemble(0, 1, members)), Err(Rejection::BadEnsemble), "{members:?}");
+    }
+    assert_eq!(bench.run(close(0, 0, 0, false)), Err(Rejection::KeptAlone));
+    bench.run(Command::AdmitNode { node: NodeId(2), address: "host:1".into() }).unwrap();
+    bench.run(Command::RetireNode { node: NodeId(2) }).unwrap();
+    assert_eq!(bench.run(grant_ensemble(0, 1, &[1, 2, 3])), Err(Rejection::NoSuchNode(NodeId(2))));
+    bench.run(grant_ensemble(0, 1, &[1, 3, 4])).unwrap();
+    let alone = Command::GrantOwner { volume: VOLUME, node: NodeId(1), after: Epoch(1) };
+    assert_eq!(bench.run(alone), Err(Rejection::HasEnsemble), "it would pass by the fence");
+    let mut bench = Bench::new();
+    let epoch = bench.own();
+    assert_eq!(bench.run(grant_ensemble(epoch.0, 2, &[1, 2, 3])), Err(Rejection::KeptAlone));
+    assert_eq!(bench.run(grant_ensemble(epoch.0, 1, &[1, 2, 3])), Ok(Answer::Epoch(epoch.next())));
+    let kept = &bench.state.ensembles[&VOLUME];
+    assert_eq!((kept.opened, kept.opened_members.as_slice()), (epoch, &[NodeId(1)][..]), "its own journal is the copy");
+}
+
+/// The bytes as `docs/format.md` counts them: number of the command, then its fields.
+#[test]
+fn commands_about_ensembles_keep_their_bytes() {
+    let encoded = |command| velum_protocol::codec::encode(&command);
+    let volume = [7; 16];
+    assert_eq!(encoded(grant_ensemble(4, 2, &[1, 2, 3])), [&[28][..], &volume, &[2, 4, 3, 1, 2, 3]].concat());
+    assert_eq!(encoded(close(5, 4, 9, true)), [&[29][..], &volume, &[5, 4, 9], &[9; 32], &[1]].concat());
 }

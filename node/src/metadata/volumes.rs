@@ -48,6 +48,7 @@ impl State {
                 }
                 self.volumes.remove(volume);
                 self.left.retain(|(of, _), _| of != volume);
+                self.ensembles.remove(volume);
             }
             Command::MoveCatalogue { number, hash, change, record } => {
                 if *number != self.catalogue.0 + 1 || *change > self.catalogue_wanted {

@@ -119,9 +119,7 @@ impl Machine {
             }
             // That a node was removed is said on the other side of a link.
             Frame::Verdict(Verdict::Removed) => return Err(Refusal::OutOfPlace),
-            frame @ (Frame::Propose(_) | Frame::Placed(_) | Frame::Join(_) | Frame::Verdict(_)) => {
-                steps.push(Step::Deliver(frame, Bytes::new()))
-            }
+            frame => steps.push(Step::Deliver(frame, Bytes::new())),
         }
         self.taken_bytes += u64::try_from(frame_bytes).expect("a length in memory fits 64 bits");
         if is_beat || self.taken_bytes - self.told_bytes >= TELL_BYTES {

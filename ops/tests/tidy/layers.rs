@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["node"],
     &["server"],
     &["volume", "array", "consensus", "peer"],
+    &["ensemble"],
     &["cache", "journal", "cloud", "metadata"],
     &["keyring", "extent", "config"],
     &["actor", "audit"],

@@ -196,4 +196,9 @@ pub enum Command {
     TakePlace { node: NodeId, token: Hash, key: Hash, address: String },
     /// A node is to leave the group, and will be retired when it has. Refused while it owns volumes.
     DismissNode { node: NodeId },
+    /// As `GrantOwner`, with the nodes that keep the journal, rising, `node` among them. The epoch is not open yet.
+    GrantEnsemble { volume: VolumeId, node: NodeId, after: Epoch, members: Vec<NodeId> },
+    /// Fixes where the records of `closes`, the open epoch, end, and opens `epoch`. Refused unless `epoch` is the owner's and
+    /// not open yet. With `lineage_changes`, acked writes may be missing before that end.
+    CloseEpoch { volume: VolumeId, epoch: Epoch, closes: Epoch, last: Jseq, chain: Hash, lineage_changes: bool },
 }

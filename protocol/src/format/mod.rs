@@ -13,6 +13,7 @@ pub mod location;
 pub mod metadata;
 pub mod object;
 pub mod page;
+pub mod promise;
 pub mod raft;
 pub mod reach;
 pub mod reader;

@@ -5,6 +5,7 @@
 
 mod admission;
 pub mod agreement;
+pub mod ensemble;
 mod hello;
 mod proposal;
 
@@ -50,11 +51,37 @@ pub enum Kind {
     Join = 7,
     /// Whether it is, or is no more.
     Verdict = 8,
+    /// Records for a member of an ensemble.
+    Append = 16,
+    /// What became of them.
+    Appended = 17,
+    /// Nothing of earlier epochs any more.
+    Fence = 18,
+    /// So it is, and what is held.
+    Fenced = 19,
+    /// What was held, please.
+    ReadTail = 20,
+    /// Here it is.
+    Tail = 21,
 }
 
 impl Kind {
-    const ALL: [Self; 8] =
-        [Self::Hello, Self::Beat, Self::Raft, Self::Piece, Self::Propose, Self::Placed, Self::Join, Self::Verdict];
+    const ALL: [Self; 14] = [
+        Self::Hello,
+        Self::Beat,
+        Self::Raft,
+        Self::Piece,
+        Self::Propose,
+        Self::Placed,
+        Self::Join,
+        Self::Verdict,
+        Self::Append,
+        Self::Appended,
+        Self::Fence,
+        Self::Fenced,
+        Self::ReadTail,
+        Self::Tail,
+    ];
 }
 
 /// Why bytes are no frame.
@@ -142,6 +169,18 @@ pub enum Frame {
     Join(Join),
     /// See [`Kind::Verdict`].
     Verdict(Verdict),
+    /// See [`Kind::Append`].
+    Append(ensemble::Append),
+    /// See [`Kind::Appended`].
+    Appended(ensemble::Appended),
+    /// See [`Kind::Fence`].
+    Fence(ensemble::Fence),
+    /// See [`Kind::Fenced`].
+    Fenced(ensemble::Fenced),
+    /// See [`Kind::ReadTail`].
+    ReadTail(ensemble::ReadTail),
+    /// See [`Kind::Tail`].
+    Tail(ensemble::Tail),
 }
 
 impl Frame {
@@ -157,6 +196,12 @@ impl Frame {
             Self::Placed(_) => Kind::Placed,
             Self::Join(_) => Kind::Join,
             Self::Verdict(_) => Kind::Verdict,
+            Self::Append(_) => Kind::Append,
+            Self::Appended(_) => Kind::Appended,
+            Self::Fence(_) => Kind::Fence,
+            Self::Fenced(_) => Kind::Fenced,
+            Self::ReadTail(_) => Kind::ReadTail,
+            Self::Tail(_) => Kind::Tail,
         }
     }
 
@@ -176,6 +221,12 @@ impl Frame {
             Self::Placed(placed) => placed.put(&mut out),
             Self::Join(join) => join.put(&mut out),
             Self::Verdict(verdict) => verdict.put(&mut out),
+            Self::Append(append) => append.put(&mut out),
+            Self::Appended(appended) => appended.put(&mut out),
+            Self::Fence(fence) => fence.put(&mut out),
+            Self::Fenced(fenced) => fenced.put(&mut out),
+            Self::ReadTail(read) => read.put(&mut out),
+            Self::Tail(tail) => tail.put(&mut out),
         }
         let body_bytes = out.len() - HEADER_BYTES;
         assert!(body_bytes <= BODY_BYTES_MAX, "a frame's body is bounded");
@@ -199,6 +250,12 @@ impl Frame {
             Kind::Placed => Self::Placed(Placed::read(&mut fields)?),
             Kind::Join => Self::Join(Join::read(&mut fields)?),
             Kind::Verdict => Self::Verdict(Verdict::read(&mut fields)?),
+            Kind::Append => Self::Append(ensemble::Append::read(body, &mut fields)?),
+            Kind::Appended => Self::Appended(ensemble::Appended::read(&mut fields)?),
+            Kind::Fence => Self::Fence(ensemble::Fence::read(&mut fields)?),
+            Kind::Fenced => Self::Fenced(ensemble::Fenced::read(&mut fields)?),
+            Kind::ReadTail => Self::ReadTail(ensemble::ReadTail::read(&mut fields)?),
+            Kind::Tail => Self::Tail(ensemble::Tail::read(body, &mut fields)?),
         };
         fields.end()?;
         Ok(frame)

@@ -4,12 +4,13 @@ use proptest::prelude::*;
 
 use super::{
     agreement::{Message, MessageKind, SnapshotHead},
+    ensemble::{Append, Appended, Fence, Fenced, Life, Marks, Point, ReadTail, Tail, Verdict},
     *,
 };
 use crate::{
     format::raft::{Entry, EntryKind, Membership},
-    id::{ClusterId, Hash, NodeId},
     invitation::TokenSecret,
+    id::{BootId, ClusterId, Epoch, Hash, Jseq, NodeId, VolumeId},
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -65,6 +66,62 @@ fn join() -> Frame {
     Frame::Join(Join { secret: TokenSecret([0xc3; 32]), key: [0xb2; 32], address: "h:2".to_owned() })
 }
 
+const LIFE: Life = Life { process: [0xd1; 16], boot: BootId([0xb0; 16]) };
+
+fn point(at: u64) -> Point {
+    Point { at: Jseq(at), chain: Hash([0xe0; 32]) }
+}
+
+fn records() -> Frame {
+    Frame::Append(Append {
+        volume: VolumeId([0x70; 16]),
+        epoch: Epoch(3),
+        prev: point(8),
+        marks: Marks { written: Jseq(7), durable: Jseq(6), trimmed: Jseq(5) },
+        heals: Some([0xd1; 16]),
+        sync: true,
+        records: vec![Bytes::from(vec![0x11; 136]), Bytes::from(vec![0x22; 137])],
+    })
+}
+
+fn appended() -> Appended {
+    Appended {
+        volume: VolumeId([0x70; 16]),
+        epoch: Epoch(3),
+        promise: Epoch(4),
+        life: LIFE,
+        verdict: Verdict::Took,
+        amnesic: true,
+        at: Jseq(10),
+        synced: Jseq(9),
+    }
+}
+
+fn fenced() -> Fenced {
+    Fenced {
+        volume: VolumeId([0x70; 16]),
+        promise: Epoch(4),
+        life: LIFE,
+        amnesic: false,
+        base: point(5),
+        tail: point(10),
+        tail_epoch: Epoch(3),
+        durable: Jseq(6),
+    }
+}
+
+fn of_ensembles() -> Vec<Frame> {
+    let volume = VolumeId([0x70; 16]);
+    vec![
+        records(),
+        Frame::Appended(appended()),
+        Frame::Fence(Fence { volume, epoch: Epoch(4) }),
+        Frame::Fenced(fenced()),
+        Frame::ReadTail(ReadTail { volume, epoch: Epoch(4), after: Jseq(5), through: Jseq(10) }),
+        Frame::Tail(Tail { volume, epoch: Epoch(4), prev: point(5), records: vec![Bytes::from(vec![0x33; 136])] }),
+    ]
+}
+
 fn frames() -> Vec<Frame> {
     let mut frames = vec![
         Frame::Hello(hello()),
@@ -87,6 +144,7 @@ fn frames() -> Vec<Frame> {
     frames.extend([Verdict::Removed, Verdict::NoPlace, Verdict::Welcome].map(Frame::Verdict));
     let plain = |kind: &MessageKind| *kind != MessageKind::Snapshot;
     frames.extend(MessageKind::ALL.into_iter().filter(plain).map(|kind| Frame::Raft(Box::new(message(kind)))));
+    frames.extend(of_ensembles());
     frames
 }
 
@@ -213,7 +271,7 @@ fn headers_are_judged_before_their_bodies() {
     assert_eq!(forged(3, most + 1), Err(FrameError::Length(most + 1)));
     assert_eq!(forged(0, 1), Err(FrameError::Kind(0)));
     assert_eq!(forged(9, 1), Err(FrameError::Kind(9)));
-    assert_eq!(forged(16, 1), Err(FrameError::Kind(16)));
+    assert_eq!(forged(22, 1), Err(FrameError::Kind(22)));
 }
 
 #[test]
@@ -249,9 +307,120 @@ fn a_hello_that_cannot_be_is_refused() {
     }
 }
 
+/// The bytes as `docs/format.md` draws them, written by another program.
+#[test]
+fn frames_of_ensembles_keep_their_bytes() {
+    let goldens = [
+        (
+            "564c70720100100089010000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0300000000000000",
+                "0800000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "0700000000000000",
+                "0600000000000000",
+                "0500000000000000",
+                "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1",
+                "01000000",
+                "02000000",
+                "880000001111111111111111111111111111111111111111111111111111111111111111111111111111111111111111",
+                "111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111",
+                "1111111111111111111111111111111111111111111111111111111111111111111111111111111111111111",
+                "890000002222222222222222222222222222222222222222222222222222222222222222222222222222222222222222",
+                "222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222",
+                "222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222"
+            ),
+        ),
+        (
+            "564c70720100110054000000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0300000000000000",
+                "0400000000000000",
+                "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0",
+                "01010000",
+                "0a00000000000000",
+                "0900000000000000"
+            ),
+        ),
+        ("564c70720100120018000000", concat!("70707070707070707070707070707070", "0400000000000000")),
+        (
+            "564c7072010013009c000000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0400000000000000",
+                "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0",
+                "00000000",
+                "0500000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "0a00000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "0300000000000000",
+                "0600000000000000"
+            ),
+        ),
+        (
+            "564c70720100140028000000",
+            concat!("70707070707070707070707070707070", "0400000000000000", "0500000000000000", "0a00000000000000"),
+        ),
+        (
+            "564c707201001500d0000000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0400000000000000",
+                "0500000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "01000000",
+                "880000003333333333333333333333333333333333333333333333333333333333333333333333333333333333333333",
+                "333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333",
+                "3333333333333333333333333333333333333333333333333333333333333333333333333333333333333333"
+            ),
+        ),
+    ];
+    for (frame, (header, body)) in of_ensembles().into_iter().zip(goldens) {
+        let bytes = frame.encode();
+        assert_eq!(hex(&bytes[..12]), header, "{frame:?}");
+        assert_eq!(hex(&bytes[HEADER_BYTES..]), body, "{frame:?}");
+    }
+}
+
+#[test]
+fn frames_of_ensembles_that_cannot_be_are_refused() {
+    let Frame::Append(append) = records() else { unreachable!("made above") };
+    let with_marks = |written, durable, trimmed| {
+        let marks = Marks { written: Jseq(written), durable: Jseq(durable), trimmed: Jseq(trimmed) };
+        Frame::Append(Append { marks, ..append.clone() })
+    };
+    let short = Frame::Append(Append { records: vec![Bytes::from(vec![0; 135])], ..append.clone() });
+    let volume = append.volume;
+    let bad = [
+        Frame::Append(Append { epoch: Epoch(0), ..append.clone() }),
+        with_marks(5, 6, 5),
+        with_marks(7, 5, 6),
+        short,
+        Frame::Appended(Appended { synced: Jseq(11), ..appended() }),
+        Frame::Appended(Appended { life: Life { process: [0; 16], ..LIFE }, ..appended() }),
+        Frame::Fence(Fence { volume, epoch: Epoch(0) }),
+        Frame::Fenced(Fenced { tail: point(4), ..fenced() }),
+        Frame::Fenced(Fenced { tail: point(5), ..fenced() }),
+        Frame::Fenced(Fenced { tail_epoch: Epoch(0), ..fenced() }),
+        Frame::ReadTail(ReadTail { volume, epoch: Epoch(4), after: Jseq(9), through: Jseq(9) }),
+    ];
+    for frame in bad {
+        assert!(decode(&frame.encode()).is_err(), "{frame:?}");
+    }
+}
+
+#[test]
+fn more_records_than_bytes_are_refused_before_anything_is_allocated() {
+    let whole =
+        Frame::Tail(Tail { volume: VolumeId([1; 16]), epoch: Epoch(1), prev: point(0), records: vec![] }).encode();
+    let mut body = whole[HEADER_BYTES..].to_vec();
+    let count = body.len() - 4;
+    body[count..].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(Frame::decode(Kind::Tail, &body.into()), Err(FrameError::Body(ReadError::Field("records"))));
+}
+
 proptest! {
     #[test]
-    fn arbitrary_bodies_never_panic(kind in 0_usize..8, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bodies_never_panic(kind in 0..Kind::ALL.len(), bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let bytes = Bytes::from(bytes);
         if let Ok(frame) = Frame::decode(Kind::ALL[kind], &bytes) {
             prop_assert_eq!(&frame.encode()[HEADER_BYTES..], &bytes[..], "equal values have equal bytes");

@@ -1,0 +1,53 @@
+//! Records of a peer's, judged before any of them is kept: contiguous, linked, and of epochs that can be.
+
+use bytes::Bytes;
+use velum_protocol::{
+    format::record::{HEADER_BYTES, RecordError, RecordHeader, chain},
+    id::{Epoch, Hash, Jseq},
+    peer::ensemble::Point,
+};
+
+/// What is remembered of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The epoch of the owner that made it.
+    pub epoch: Epoch,
+    /// The chain at it.
+    pub chain: Hash,
+    /// The d1 mark that it tells.
+    pub durable: Jseq,
+}
+
+/// Why records are not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchFault {
+    /// Not even a record.
+    #[error("the peer sent what is no journal record: {0}")]
+    Record(#[from] RecordError),
+    /// It does not follow.
+    #[error("the peer's record at {0} does not follow the one before it")]
+    Order(Jseq),
+    /// Of an epoch that its place cannot be of.
+    #[error("the peer's record at {0} is of an epoch that does not fit")]
+    Epoch(Jseq),
+}
+
+/// What the records that follow `prev` are, sent by the owner of `epoch`.
+pub(super) fn judge(prev: Point, epoch: Epoch, records: &[Bytes]) -> Result<Vec<Held>, BatchFault> {
+    let (mut before, mut earliest) = (prev, Epoch(0));
+    let mut judged = Vec::with_capacity(records.len());
+    for record in records {
+        let (header, sealed) = RecordHeader::decode(record)?;
+        if before.at.0.checked_add(1) != Some(header.jseq.0) || header.prev != before.chain {
+            return Err(BatchFault::Order(header.jseq));
+        }
+        if header.epoch > epoch || header.epoch < earliest || header.epoch.0 == 0 {
+            return Err(BatchFault::Epoch(header.jseq));
+        }
+        let bytes = record.first_chunk::<HEADER_BYTES>().expect("a decoded record begins with its header");
+        let held = Held { epoch: header.epoch, chain: chain(bytes, sealed), durable: header.durable };
+        (before, earliest) = (Point { at: header.jseq, chain: held.chain }, header.epoch);
+        judged.push(held);
+    }
+    Ok(judged)
+}

@@ -1,0 +1,360 @@
+//! A member's side: which records it takes, what it promises, and what it says of its copy.
+//!
+//! Nothing is answered for before the promise file exists: a member that lost an unsynced copy with a loss of power, and the
+//! knowledge that it had one, would say "empty" and be believed.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use velum_protocol::{
+    id::{BootId, Epoch, Hash, Jseq, NodeId, VolumeId},
+    peer::{
+        Frame,
+        ensemble::{Append, Appended, Fence, Fenced, Life, Point, ReadTail, Tail, Verdict},
+    },
+};
+
+use super::batch::{Held, judge};
+
+/// What a start found of the copy; all of it is synced.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The volume.
+    pub volume: VolumeId,
+    /// This life.
+    pub life: Life,
+    /// The stored promise, and the boot in which the copy was whole.
+    pub promise: Option<(Epoch, BootId)>,
+    /// Everything written is there, whatever the boot: after a clean stop.
+    pub stopped_cleanly: bool,
+    /// The end of the copy verifies.
+    pub verifies: bool,
+    /// What the first record follows.
+    pub base: Point,
+    /// The records.
+    pub held: Vec<Held>,
+}
+
+/// What the machine is told.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// An owner's records.
+    Append(NodeId, Append),
+    /// Somebody takes over.
+    Fence(NodeId, Fence),
+    /// Somebody who has fenced this member wants its records.
+    ReadTail(NodeId, ReadTail),
+    /// The sync asked for is done.
+    Synced,
+    /// The oldest promise that was to be stored is durable.
+    Stored,
+}
+
+/// What the shell is to do, in order.
+#[expect(missing_docs, reason = "each field is an id, a position or a frame; the variant says what for")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Append to the journal, at the record's epoch and position.
+    Keep { epoch: Epoch, at: Jseq, record: Bytes },
+    /// Sync what was kept; then [`Input::Synced`].
+    Sync,
+    /// Make the promise durable; then [`Input::Stored`].
+    Store { epoch: Epoch, whole_in: BootId },
+    /// Send, once everything kept before is written.
+    Send { to: NodeId, frame: Frame },
+    /// Send records from the journal, as many as fit a frame.
+    Serve { to: NodeId, prev: Point, read: ReadTail },
+    /// Records up to here, the last one of this epoch, are needed no more.
+    Trim { epoch: Epoch, through: Jseq },
+}
+
+/// Why a promise is being stored.
+#[derive(Clone, Copy, Debug)]
+enum Storing {
+    Fence(NodeId, Epoch),
+    /// Before anything is answered for.
+    First(NodeId, Epoch),
+    Heal(NodeId, Epoch),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Member {
+    volume: VolumeId,
+    life: Life,
+    promise: Epoch,
+    /// The highest promise that is durable.
+    stored: Epoch,
+    /// The file names this boot, or the copy is amnesic anyway.
+    is_noted: bool,
+    storing: VecDeque<Storing>,
+    amnesic: bool,
+    /// A record was found that cannot be.
+    forked: bool,
+    /// The owner's epoch and node that appended last.
+    owner: Option<(Epoch, NodeId)>,
+    base: Point,
+    held: VecDeque<Held>,
+    /// Up to here the copy agrees with that owner's.
+    agreed: Jseq,
+    synced: Jseq,
+    syncing: Option<Jseq>,
+    sync_again: bool,
+    durable: Jseq,
+}
+
+impl Member {
+    /// A member with what a start found.
+    #[must_use]
+    pub fn new(found: Found) -> Self {
+        let Found { volume, life, promise, stopped_cleanly, verifies, base, held } = found;
+        let was_used = promise.is_some() || !held.is_empty();
+        let same_boot = promise.is_some_and(|(_, boot)| boot == life.boot);
+        // After a clean stop only a copy that was whole before is whole now: an amnesic one names no boot.
+        let is_clean = stopped_cleanly && promise.is_some_and(|(_, boot)| boot != BootId::ZERO);
+        let amnesic = was_used && !(verifies && (same_boot || is_clean));
+        let is_noted = promise.is_some_and(|(_, boot)| boot == BootId::ZERO) || (same_boot && verifies);
+        let stored = promise.map_or(Epoch(0), |(epoch, _)| epoch);
+        let newest = held.last().map_or(Epoch(0), |last| last.epoch);
+        let durable = held.iter().map(|held| held.durable).max().unwrap_or_default();
+        let held = VecDeque::from(held);
+        let synced = position(base.at, held.len());
+        Self {
+            volume,
+            life,
+            promise: stored.max(newest),
+            stored,
+            is_noted,
+            storing: VecDeque::new(),
+            amnesic,
+            forked: false,
+            owner: None,
+            base,
+            held,
+            agreed: Jseq(0),
+            synced,
+            syncing: None,
+            sync_again: false,
+            durable,
+        }
+    }
+
+    /// Takes one input.
+    pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Append(from, append) if append.volume == self.volume => self.append(from, &append, effects),
+            Input::Fence(from, fence) if fence.volume == self.volume => self.fence(from, fence, effects),
+            Input::ReadTail(from, read) if read.volume == self.volume => self.read(from, read, effects),
+            Input::Append(..) | Input::Fence(..) | Input::ReadTail(..) => {}
+            Input::Synced => self.synced(effects),
+            Input::Stored => self.stored(effects),
+        }
+    }
+
+    fn append(&mut self, from: NodeId, append: &Append, effects: &mut Vec<Effect>) {
+        let answer = |member: &Self, verdict, at| member.answer(from, append.epoch, verdict, at);
+        if append.epoch < self.promise {
+            return effects.push(answer(self, Verdict::Stale, self.last()));
+        }
+        if self.forked {
+            return effects.push(answer(self, Verdict::Conflict, self.last()));
+        }
+        self.promise = append.epoch;
+        if self.owner.is_none_or(|(epoch, _)| epoch < append.epoch) {
+            self.agreed = Jseq(0);
+        }
+        self.owner = Some((append.epoch, from));
+        if !self.is_noted {
+            if !self.storing.iter().any(|storing| matches!(storing, Storing::First(_, epoch) if *epoch == append.epoch))
+            {
+                self.store(Storing::First(from, append.epoch), effects);
+            }
+            return;
+        }
+        // What cannot be is not answered: whoever sent it is not to believe that it arrived.
+        let Ok(records) = judge(append.prev, append.epoch, &append.records) else { return };
+        let (verdict, at) = self.take(append, &records, effects);
+        if verdict == Verdict::Took {
+            self.durable = self.durable.max(append.marks.durable);
+            self.trim(append.marks.trimmed, effects);
+            let is_filled = self.agreed >= append.marks.written;
+            if self.amnesic && is_filled && append.heals == Some(self.life.process) {
+                self.store(Storing::Heal(from, append.epoch), effects);
+            }
+        }
+        effects.push(answer(self, verdict, at));
+        if append.sync && verdict == Verdict::Took {
+            self.sync(effects);
+        }
+    }
+
+    /// Keeps what is new of the records.
+    fn take(&mut self, append: &Append, records: &[Held], effects: &mut Vec<Effect>) -> (Verdict, Jseq) {
+        let prev = append.prev;
+        if self.chain_at(prev.at) != Some(prev.chain) {
+            // Behind what the clouds hold a copy may begin anew; what it held is another past, or needed no more.
+            if prev.at != append.marks.trimmed || prev.at < self.base.at {
+                return (Verdict::Lacks, self.before(prev.at));
+            }
+            self.base = prev;
+            self.held.clear();
+            self.synced = prev.at;
+            // A sync under way covers nothing of what comes.
+            self.syncing = self.syncing.map(|_| prev.at);
+        }
+        let mut at = prev.at;
+        for (record, bytes) in records.iter().zip(&append.records) {
+            at = at.next();
+            match self.held_at(at).map(|held| (held.epoch, held.chain)) {
+                Some((_, chain)) if chain == record.chain => continue,
+                Some((epoch, _)) if record.epoch <= epoch => {
+                    self.forked = true;
+                    return (Verdict::Conflict, self.last());
+                }
+                Some(_) => self.void_from(at),
+                None => {}
+            }
+            self.held.push_back(*record);
+            self.durable = self.durable.max(record.durable);
+            effects.push(Effect::Keep { epoch: record.epoch, at, record: bytes.clone() });
+        }
+        self.agreed = self.agreed.max(at);
+        (Verdict::Took, self.agreed)
+    }
+
+    /// Behind which position the owner is to try next, when the copy does not agree at `at`: where the records of that epoch
+    /// begin, so that few tries find the place.
+    fn before(&self, at: Jseq) -> Jseq {
+        if at > self.last() {
+            return self.last();
+        }
+        let Some(epoch) = self.held_at(at).map(|held| held.epoch) else {
+            return if at < self.base.at { self.base.at } else { Jseq(at.0.saturating_sub(1)) };
+        };
+        let earlier = self.held.iter().take_while(|held| held.epoch < epoch).count();
+        position(self.base.at, earlier)
+    }
+
+    fn fence(&mut self, from: NodeId, fence: Fence, effects: &mut Vec<Effect>) {
+        if fence.epoch >= self.promise && fence.epoch > self.stored {
+            self.promise = fence.epoch;
+            return self.store(Storing::Fence(from, fence.epoch), effects);
+        }
+        // Promised already, durably; or somebody with a later epoch was first, who is told by it.
+        effects.push(self.fenced(from));
+    }
+
+    fn read(&self, from: NodeId, read: ReadTail, effects: &mut Vec<Effect>) {
+        let may = read.epoch == self.promise && read.epoch <= self.stored && read.through <= self.last();
+        effects.push(match self.chain_at(read.after).filter(|_| may) {
+            Some(chain) => Effect::Serve { to: from, prev: Point { at: read.after, chain }, read },
+            None => {
+                let (volume, epoch, records) = (self.volume, read.epoch, Vec::new());
+                Effect::Send { to: from, frame: Frame::Tail(Tail { volume, epoch, prev: self.base, records }) }
+            }
+        });
+    }
+
+    fn sync(&mut self, effects: &mut Vec<Effect>) {
+        if self.syncing.is_some() {
+            self.sync_again = true;
+        } else if self.synced < self.last() {
+            self.syncing = Some(self.last());
+            effects.push(Effect::Sync);
+        }
+    }
+
+    fn synced(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(through) = self.syncing.take() {
+            self.synced = self.synced.max(through);
+        }
+        if let Some((epoch, owner)) = self.owner.filter(|(epoch, _)| *epoch == self.promise) {
+            effects.push(self.answer(owner, epoch, Verdict::Took, self.agreed));
+        }
+        if std::mem::take(&mut self.sync_again) {
+            self.sync(effects);
+        }
+    }
+
+    fn store(&mut self, storing: Storing, effects: &mut Vec<Effect>) {
+        self.storing.push_back(storing);
+        let heals = matches!(storing, Storing::Heal(..));
+        let whole_in = if self.amnesic && !heals { BootId::ZERO } else { self.life.boot };
+        effects.push(Effect::Store { epoch: self.promise, whole_in });
+    }
+
+    fn stored(&mut self, effects: &mut Vec<Effect>) {
+        let Some(storing) = self.storing.pop_front() else { return };
+        self.is_noted = true;
+        let (Storing::Fence(to, epoch) | Storing::First(to, epoch) | Storing::Heal(to, epoch)) = storing;
+        self.stored = self.stored.max(epoch);
+        self.amnesic &= !matches!(storing, Storing::Heal(..));
+        // Whoever was overtaken meanwhile is told so when he asks again.
+        if epoch == self.promise {
+            effects.push(match storing {
+                Storing::Fence(..) => self.fenced(to),
+                Storing::First(..) => self.answer(to, epoch, Verdict::Lacks, self.last()),
+                Storing::Heal(..) => self.answer(to, epoch, Verdict::Took, self.agreed),
+            });
+        }
+    }
+
+    /// What is held from `at` on was never acked.
+    fn void_from(&mut self, at: Jseq) {
+        let before = Jseq(at.0.saturating_sub(1));
+        self.held.truncate(usize::try_from(before.0.saturating_sub(self.base.at.0)).unwrap_or(usize::MAX));
+        self.synced = self.synced.min(before);
+        self.syncing = self.syncing.map(|through| through.min(before));
+    }
+
+    fn trim(&mut self, trimmed: Jseq, effects: &mut Vec<Effect>) {
+        // Not beyond what agrees: the rest may be another past, whose records say nothing of what the clouds hold.
+        let through = trimmed.min(self.agreed);
+        let mut last = None;
+        while self.base.at < through {
+            let Some(held) = self.held.pop_front() else { break };
+            self.base = Point { at: self.base.at.next(), chain: held.chain };
+            last = Some(held.epoch);
+        }
+        effects.extend(last.map(|epoch| Effect::Trim { epoch, through: self.base.at }));
+    }
+
+    fn last(&self) -> Jseq {
+        position(self.base.at, self.held.len())
+    }
+
+    fn held_at(&self, at: Jseq) -> Option<&Held> {
+        let place = at.0.checked_sub(self.base.at.0)?.checked_sub(1)?;
+        self.held.get(usize::try_from(place).ok()?)
+    }
+
+    fn chain_at(&self, at: Jseq) -> Option<Hash> {
+        if at == self.base.at { Some(self.base.chain) } else { self.held_at(at).map(|held| held.chain) }
+    }
+
+    fn answer(&self, to: NodeId, epoch: Epoch, verdict: Verdict, at: Jseq) -> Effect {
+        let synced = self.synced.min(self.agreed);
+        let (volume, promise, life, amnesic) = (self.volume, self.promise, self.life, self.amnesic);
+        let appended = Appended { volume, epoch, promise, life, verdict, amnesic, at, synced };
+        Effect::Send { to, frame: Frame::Appended(appended) }
+    }
+
+    fn fenced(&self, to: NodeId) -> Effect {
+        let (volume, promise, life, amnesic) = (self.volume, self.promise, self.life, self.amnesic || self.forked);
+        let tail_epoch = self.held.back().map_or(Epoch(0), |last| last.epoch);
+        let chain = self.held.back().map_or(self.base.chain, |last| last.chain);
+        let (base, tail) = (self.base, Point { at: self.last(), chain });
+        let fenced = Fenced { volume, promise, life, amnesic, base, tail, tail_epoch, durable: self.durable };
+        Effect::Send { to, frame: Frame::Fenced(fenced) }
+    }
+}
+
+/// The position so many records behind another.
+fn position(from: Jseq, records: usize) -> Jseq {
+    let records = u64::try_from(records).expect("a length in memory fits 64 bits");
+    Jseq(from.0.checked_add(records).expect("positions outlive the hardware"))
+}
+
+#[cfg(test)]
+#[path = "member_tests.rs"]
+mod tests;

@@ -1,0 +1,266 @@
+//! The member's rules, one by one, on records as they stand in journals.
+
+use velum_protocol::{
+    format::record::{HEADER_BYTES, RecordHeader, RecordKind, chain},
+    id::{BlockCount, BlockIndex, KeyEpoch, Lineage},
+    peer::ensemble::Marks,
+};
+
+use super::*;
+
+const VOLUME: VolumeId = VolumeId([7; 16]);
+const BOOT: BootId = BootId([1; 16]);
+const OTHER_BOOT: BootId = BootId([2; 16]);
+const OWNER: NodeId = NodeId(1);
+const TAKER: NodeId = NodeId(3);
+const LIFE: Life = Life { process: [9; 16], boot: BOOT };
+const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
+
+/// Records of one epoch behind a point, and the points they end at. `salt` tells apart what would else be the same.
+fn records(epoch: u64, after: Point, count: u64, salt: u8) -> Vec<(Bytes, Point)> {
+    let (mut before, mut made) = (after, Vec::new());
+    for _ in 0..count {
+        let header = RecordHeader {
+            kind: RecordKind::Unmap,
+            key_epoch: KeyEpoch(1),
+            jseq: before.at.next(),
+            epoch: Epoch(epoch),
+            lineage: Lineage(1),
+            start: BlockIndex(0),
+            count: BlockCount(1),
+            durable: Jseq(0),
+            prev: before.chain,
+        };
+        let bytes: Bytes = [&header.encode()[..], &[salt; 40]].concat().into();
+        before = Point { at: header.jseq, chain: chain(&header.encode(), &[salt; 40]) };
+        assert_eq!(bytes.len(), HEADER_BYTES + 40);
+        made.push((bytes, before));
+    }
+    made
+}
+
+fn append(epoch: u64, prev: Point, records: &[(Bytes, Point)]) -> Append {
+    let marks = Marks { written: Jseq(0), durable: Jseq(0), trimmed: Jseq(0) };
+    let records = records.iter().map(|(bytes, _)| bytes.clone()).collect();
+    Append { volume: VOLUME, epoch: Epoch(epoch), prev, marks, heals: None, sync: false, records }
+}
+
+fn found(promise: Option<(u64, BootId)>, held: Vec<Held>) -> Found {
+    let promise = promise.map(|(epoch, boot)| (Epoch(epoch), boot));
+    Found { volume: VOLUME, life: LIFE, promise, stopped_cleanly: false, verifies: true, base: START, held }
+}
+
+/// A member that has promised epoch 1 in this boot, durably.
+fn member() -> Member {
+    Member::new(found(Some((1, BOOT)), vec![]))
+}
+
+fn held(records: &[(Bytes, Point)]) -> Vec<Held> {
+    let records: Vec<Bytes> = records.iter().map(|(bytes, _)| bytes.clone()).collect();
+    judge(START, Epoch(u64::MAX), &records).unwrap()
+}
+
+fn step(member: &mut Member, input: Input) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    member.step(input, &mut effects);
+    effects
+}
+
+fn answer(effects: &[Effect]) -> Appended {
+    match effects.iter().rev().find_map(|effect| match effect {
+        Effect::Send { frame: Frame::Appended(appended), .. } => Some(*appended),
+        _ => None,
+    }) {
+        Some(appended) => appended,
+        None => panic!("no answer in {effects:?}"),
+    }
+}
+
+fn told(effects: &[Effect]) -> Fenced {
+    match effects.last() {
+        Some(Effect::Send { frame: Frame::Fenced(fenced), .. }) => *fenced,
+        other => panic!("no answer to a fence: {other:?}"),
+    }
+}
+
+fn kept(effects: &[Effect]) -> Vec<u64> {
+    effects.iter().filter_map(|effect| if let Effect::Keep { at, .. } = effect { Some(at.0) } else { None }).collect()
+}
+
+fn fence(epoch: u64) -> Input {
+    Input::Fence(TAKER, Fence { volume: VOLUME, epoch: Epoch(epoch) })
+}
+
+#[test]
+fn records_are_taken_in_order_once_and_told_after_they_are_kept() {
+    let mut member = member();
+    let all = records(1, START, 5, 0);
+    let effects = step(&mut member, Input::Append(OWNER, append(1, START, &all[..3])));
+    assert_eq!((kept(&effects), answer(&effects).at), (vec![1, 2, 3], Jseq(3)));
+    assert!(matches!(effects.last(), Some(Effect::Send { .. })), "told after they are kept");
+    let effects = step(&mut member, Input::Append(OWNER, append(1, all[1].1, &all[2..4])));
+    assert_eq!((kept(&effects), answer(&effects).at), (vec![4], Jseq(4)), "what is held is not kept twice");
+    let gap = step(&mut member, Input::Append(OWNER, append(1, Point { at: Jseq(9), chain: Hash([1; 32]) }, &[])));
+    assert_eq!((answer(&gap).verdict, answer(&gap).at), (Verdict::Lacks, Jseq(4)));
+    let mut broken = append(1, all[3].1, &all[4..]);
+    broken.prev.chain = Hash([5; 32]);
+    assert!(step(&mut member, Input::Append(OWNER, broken)).is_empty(), "records that follow something else");
+}
+
+#[test]
+fn another_chain_is_not_followed() {
+    let mut member = member();
+    let all = records(1, START, 4, 0);
+    step(&mut member, Input::Append(OWNER, append(1, START, &all)));
+    let other = records(1, START, 5, 1);
+    let effects = step(&mut member, Input::Append(OWNER, append(1, other[3].1, &other[4..])));
+    assert_eq!((answer(&effects).verdict, kept(&effects)), (Verdict::Lacks, vec![]));
+    assert_eq!(answer(&effects).at, Jseq(0), "the next try is where that epoch began");
+}
+
+/// Two pasts of one epoch: somebody was wrong, and the copy is not for anybody to build on.
+#[test]
+fn a_record_that_differs_within_an_epoch_ends_it() {
+    let mut member = member();
+    step(&mut member, Input::Append(OWNER, append(1, START, &records(1, START, 4, 0))));
+    let effects = step(&mut member, Input::Append(OWNER, append(1, START, &records(1, START, 4, 1))));
+    assert_eq!((answer(&effects).verdict as u8, kept(&effects)), (4, vec![]));
+    step(&mut member, fence(2));
+    assert!(told(&step(&mut member, Input::Stored)).amnesic);
+}
+
+/// What a deposed owner left on one member was never acked; the next epoch takes its place.
+#[test]
+fn records_of_a_later_epoch_void_what_was_left() {
+    let mut member = member();
+    let left = records(1, START, 6, 0);
+    let mut first = append(1, START, &left);
+    first.sync = true;
+    step(&mut member, Input::Append(OWNER, first));
+    let next = records(2, left[3].1, 1, 0);
+    let probe = step(&mut member, Input::Append(TAKER, append(2, left[3].1, &[])));
+    assert_eq!(answer(&probe).at, Jseq(4), "not what is held beyond: it is not known to agree");
+    let effects = step(&mut member, Input::Append(TAKER, append(2, left[3].1, &next)));
+    assert_eq!((kept(&effects), answer(&effects).at), (vec![5], Jseq(5)));
+    // The sync began before position 5 was another record.
+    assert_eq!(answer(&step(&mut member, Input::Synced)).synced, Jseq(4));
+    step(&mut member, fence(3));
+    let fenced = told(&step(&mut member, Input::Stored));
+    assert_eq!((fenced.tail, fenced.tail_epoch), (next[0].1, Epoch(2)));
+}
+
+#[test]
+fn a_record_in_the_place_of_a_synced_one_is_not_synced() {
+    let mut member = member();
+    let left = records(1, START, 6, 0);
+    step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &left) }));
+    assert_eq!(answer(&step(&mut member, Input::Synced)).synced, Jseq(6));
+    let effects = step(&mut member, Input::Append(TAKER, append(2, left[3].1, &records(2, left[3].1, 1, 0))));
+    assert_eq!((answer(&effects).at, answer(&effects).synced), (Jseq(5), Jseq(4)));
+}
+
+#[test]
+fn a_fence_is_answered_when_the_promise_is_durable_and_holds_at_once() {
+    let mut member = member();
+    let all = records(1, START, 4, 0);
+    step(&mut member, Input::Append(OWNER, append(1, START, &all[..3])));
+    assert_eq!(step(&mut member, fence(2)), [Effect::Store { epoch: Epoch(2), whole_in: BOOT }], "not a word yet");
+    let late = step(&mut member, Input::Append(OWNER, append(1, all[2].1, &all[3..])));
+    assert_eq!((answer(&late).verdict, kept(&late)), (Verdict::Stale, vec![]));
+    let fenced = told(&step(&mut member, Input::Stored));
+    assert_eq!((fenced.promise, fenced.tail, fenced.amnesic), (Epoch(2), all[2].1, false));
+    assert_eq!(told(&step(&mut member, fence(2))), fenced, "asked again, told again");
+    assert_eq!(told(&step(&mut member, fence(1))).promise, Epoch(2), "somebody else was first");
+}
+
+#[test]
+fn whoever_is_overtaken_while_a_promise_is_stored_is_not_told_that_he_has_it() {
+    let mut member = member();
+    step(&mut member, fence(2));
+    step(&mut member, Input::Fence(OWNER, Fence { volume: VOLUME, epoch: Epoch(3) }));
+    assert!(step(&mut member, Input::Stored).is_empty());
+    assert_eq!(told(&step(&mut member, Input::Stored)).promise, Epoch(3));
+}
+
+/// Without the file a loss of power could take the unsynced copy and the memory of it alike: "empty" would be believed.
+#[test]
+fn nothing_is_taken_before_there_is_a_promise_on_disk() {
+    let mut member = Member::new(found(None, vec![]));
+    let all = records(1, START, 2, 0);
+    let effects = step(&mut member, Input::Append(OWNER, append(1, START, &all)));
+    assert_eq!(effects, [Effect::Store { epoch: Epoch(1), whole_in: BOOT }]);
+    assert_eq!(step(&mut member, Input::Append(OWNER, append(1, START, &all))), [], "stored once");
+    let ready = answer(&step(&mut member, Input::Stored));
+    assert_eq!((ready.verdict, ready.at, ready.amnesic), (Verdict::Lacks, Jseq(0), false));
+    assert_eq!(kept(&step(&mut member, Input::Append(OWNER, append(1, START, &all)))), [1, 2]);
+}
+
+#[test]
+fn a_copy_is_amnesic_in_another_boot_or_without_its_end_and_not_after_a_crash_of_the_process() {
+    let all = records(1, START, 2, 0);
+    let is_amnesic = |found: Found| Member::new(found).amnesic;
+    assert!(!is_amnesic(found(None, vec![])), "never used");
+    assert!(!is_amnesic(found(Some((1, BOOT)), held(&all))));
+    assert!(is_amnesic(found(Some((1, OTHER_BOOT)), held(&all))));
+    assert!(is_amnesic(found(Some((1, OTHER_BOOT)), vec![])), "what is gone leaves no trace");
+    assert!(is_amnesic(found(None, held(&all))), "records, and no promise");
+    assert!(is_amnesic(Found { verifies: false, ..found(Some((1, BOOT)), held(&all)) }));
+    assert!(!is_amnesic(Found { stopped_cleanly: true, ..found(Some((1, OTHER_BOOT)), held(&all)) }));
+    let still = Found { stopped_cleanly: true, ..found(Some((1, BootId::ZERO)), held(&all)) };
+    assert!(is_amnesic(still), "a clean stop makes nothing whole");
+}
+
+#[test]
+fn an_amnesic_copy_is_whole_when_it_is_full_and_the_owner_says_so_and_that_is_stored() {
+    let all = records(1, START, 5, 0);
+    let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all[..2])));
+    step(&mut member, Input::Append(OWNER, append(1, START, &[])));
+    step(&mut member, Input::Stored);
+    let heal = |prev: Point, records: &[(Bytes, Point)], process| {
+        let marks = Marks { written: Jseq(4), durable: Jseq(0), trimmed: Jseq(0) };
+        Input::Append(OWNER, Append { marks, heals: Some(process), ..append(1, prev, records) })
+    };
+    let early = step(&mut member, heal(all[1].1, &all[2..3], LIFE.process));
+    assert!(answer(&early).amnesic && !early.iter().any(|effect| matches!(effect, Effect::Store { .. })), "not full");
+    let other = step(&mut member, heal(all[2].1, &all[3..4], [8; 16]));
+    assert!(!other.iter().any(|effect| matches!(effect, Effect::Store { .. })), "another process was meant");
+    let healed = step(&mut member, heal(all[3].1, &[], LIFE.process));
+    assert!(healed.contains(&Effect::Store { epoch: Epoch(1), whole_in: BOOT }) && answer(&healed).amnesic);
+    assert!(!answer(&step(&mut member, Input::Stored)).amnesic);
+}
+
+#[test]
+fn behind_what_the_clouds_hold_a_copy_begins_anew_and_never_before_it() {
+    let mut member = member();
+    let all = records(1, START, 9, 0);
+    let trimmed = |at: u64, prev: Point, records: &[(Bytes, Point)]| {
+        let marks = Marks { written: Jseq(at), durable: Jseq(at), trimmed: Jseq(at) };
+        Input::Append(OWNER, Append { marks, ..append(1, prev, records) })
+    };
+    step(&mut member, trimmed(0, START, &all[..2]));
+    let skipped = step(&mut member, trimmed(5, all[5].1, &all[6..8]));
+    assert_eq!(answer(&skipped).verdict, Verdict::Lacks, "position 6 is not in the clouds");
+    let effects = step(&mut member, trimmed(6, all[5].1, &all[6..8]));
+    assert_eq!((kept(&effects), answer(&effects).at), (vec![7, 8], Jseq(8)));
+    let effects = step(&mut member, trimmed(7, all[7].1, &all[8..]));
+    assert!(effects.contains(&Effect::Trim { epoch: Epoch(1), through: Jseq(7) }));
+    let back = step(&mut member, trimmed(2, all[1].1, &all[2..3]));
+    assert_eq!((answer(&back).verdict, answer(&back).at), (Verdict::Lacks, Jseq(7)), "an old mark takes nothing away");
+}
+
+#[test]
+fn records_are_served_to_whoever_fenced_last_and_to_nobody_else() {
+    let mut member = member();
+    let all = records(1, START, 4, 0);
+    step(&mut member, Input::Append(OWNER, append(1, START, &all)));
+    let read = |epoch, through| {
+        let (epoch, after, through) = (Epoch(epoch), Jseq(1), Jseq(through));
+        Input::ReadTail(TAKER, ReadTail { volume: VOLUME, epoch, after, through })
+    };
+    let is_served = |effects: &[Effect]| matches!(effects, [Effect::Serve { prev, .. }] if *prev == all[0].1);
+    step(&mut member, fence(2));
+    assert!(!is_served(&step(&mut member, read(2, 4))), "read before the fence is durable");
+    step(&mut member, Input::Stored);
+    assert!(is_served(&step(&mut member, read(2, 4))));
+    assert!(!is_served(&step(&mut member, read(1, 4))) && !is_served(&step(&mut member, read(2, 5))));
+}
