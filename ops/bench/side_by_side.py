@@ -75,6 +75,7 @@ class Velum:
 
     def __init__(self, drill):
         self.node = Node(drill, drill.folder / "velum", "--size", f"{SIZE}B").start()
+        self.node.reclaim_after("10s")
         self.uri = self.node.uri()
 
     def rest(self):

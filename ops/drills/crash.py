@@ -94,6 +94,7 @@ with Drill(f"kill -9 {CYCLES} times under verified load", 60 + CYCLES * 14) as d
     say(f"   seed {SEED}")
     chance, model, starts, acked = random.Random(SEED), Model(), [], 0
     node = Node(drill, drill.folder / "data", "--size", f"{SIZE}B", "--memory", "128MiB").start()
+    node.reclaim_after("10s")
     for cycle in range(CYCLES):
         writers = [Writer(number, node, model, chance.random()) for number in range(THREADS)]
         for writer in writers:

@@ -81,6 +81,8 @@ pub struct State {
     pub offers: BTreeMap<NodeId, Offer>,
     /// Nodes that are to leave the group and have not yet.
     pub leaving: BTreeSet<NodeId>,
+    /// Who keeps the journal of each volume that is not kept by its owner alone.
+    pub ensembles: BTreeMap<VolumeId, EnsembleState>,
 }
 
 /// A place that a newcomer may take.
@@ -90,8 +92,6 @@ pub struct Offer {
     pub token: Hash,
     /// Hash of the key of the node that took it.
     pub taken_by: Option<Hash>,
-    /// Who keeps the journal of each volume that is not kept by its owner alone.
-    pub ensembles: BTreeMap<VolumeId, EnsembleState>,
 }
 
 /// Who keeps a volume's journal.

@@ -429,7 +429,7 @@ fn saved_state_reads_back_and_damaged_or_newer_ones_are_refused() {
         assert!(State::load(&saved[..cut]).is_err(), "cut at {cut}");
     }
     let mut newer = saved.to_vec();
-    newer[4] = 5;
+    newer[4] = 6;
     assert!(State::load(&newer).is_err());
 }
 

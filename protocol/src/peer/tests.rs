@@ -4,13 +4,13 @@ use proptest::prelude::*;
 
 use super::{
     agreement::{Message, MessageKind, SnapshotHead},
-    ensemble::{Append, Appended, Fence, Fenced, Life, Marks, Point, ReadTail, Tail, Verdict},
+    ensemble::{Append, Appended, Fence, Fenced, Life, Marks, Point, ReadTail, Tail},
     *,
 };
 use crate::{
     format::raft::{Entry, EntryKind, Membership},
-    invitation::TokenSecret,
     id::{BootId, ClusterId, Epoch, Hash, Jseq, NodeId, VolumeId},
+    invitation::TokenSecret,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -90,7 +90,7 @@ fn appended() -> Appended {
         epoch: Epoch(3),
         promise: Epoch(4),
         life: LIFE,
-        verdict: Verdict::Took,
+        verdict: ensemble::Verdict::Took,
         amnesic: true,
         at: Jseq(10),
         synced: Jseq(9),
