@@ -35,6 +35,7 @@ use std::{
 use velum_protocol::{
     admin::{Problem, Request, Response},
     id::NodeId,
+    peer::Verdict,
 };
 
 pub use create::{adopt, cloud_entries, create, is_created, quorum};
@@ -143,13 +144,14 @@ impl Node {
         self.0.failed().await
     }
 
-    /// Completes when the cluster has removed this node, for ever: stop it. The next start is refused.
-    pub async fn removed(&self) {
+    /// Completes when this node is no part of the cluster any more, for ever: stop it. The next start is refused.
+    pub async fn ended(&self) -> Verdict {
         let Some(peers) = &self.0.peers else { return std::future::pending().await };
-        peers.desk.refusal().await;
-        if let Err(error) = self.0.boot.removed(&*self.0.env.disk).await {
-            tracing::error!(%error, "that this node was removed could not be noted; it will be told again");
+        let verdict = peers.desk.refusal().await;
+        if let Err(error) = self.0.boot.ended(&*self.0.env.disk, verdict).await {
+            tracing::error!(%error, "that this node is no part of the cluster could not be noted; it will be told again");
         }
+        verdict
     }
 
     /// Lets guests finish what is in flight, syncs the journal and stops. What is dirty stays in the journal.

@@ -20,7 +20,10 @@ use velum_node::{
     node::{self, Layout, Node},
     server::admin::{AdminLimits, AdminListener, AdminServer, Backend, answer},
 };
-use velum_protocol::admin::{Access, AclLine, CreateVolume, Durability, Request, Response, VolumeSummary};
+use velum_protocol::{
+    admin::{Access, AclLine, CreateVolume, Durability, Request, Response, VolumeSummary},
+    peer::Verdict,
+};
 
 use crate::{
     error::Failure,
@@ -130,18 +133,20 @@ pub(crate) async fn expect_idle(env: &Env, config: &NodeConfig) -> Result<(), Fa
 /// Waits for the word to stop, or for the end of the journal, and stops.
 async fn until_stopped(node: Node, signals: &mut Signals) -> Result<(), Failure> {
     let ended = {
-        let (failed, removed) = (pin!(node.failed()), pin!(node.removed()));
-        let (by_itself, told) = (select(failed, removed), pin!(signals.next()));
+        let (failed, parted) = (pin!(node.failed()), pin!(node.ended()));
+        let (by_itself, told) = (select(failed, parted), pin!(signals.next()));
         match select(told, by_itself).await {
             Either::Left(_) => Ok(None),
             Either::Right((Either::Left((cause, _)), _)) => Ok(Some(cause)),
-            Either::Right((Either::Right(_), _)) => Err(()),
+            Either::Right((Either::Right((verdict, _)), _)) => Err(verdict),
         }
     };
-    let Ok(failed) = ended else {
-        select(pin!(node.stop()), pin!(signals.next())).await;
-        let remedy = "it never starts again; delete its directory and join under a new number to use the machine again";
-        return Err(Failure::new("the cluster has removed this node", remedy));
+    let failed = match ended {
+        Ok(failed) => failed,
+        Err(verdict) => {
+            select(pin!(node.stop()), pin!(signals.next())).await;
+            return Err(no_part(verdict));
+        }
     };
     let Some(cause) = failed else {
         output::say("stopping; once more stops at once, and loses nothing that was acked");
@@ -154,6 +159,20 @@ async fn until_stopped(node: Node, signals: &mut Signals) -> Result<(), Failure>
     select(pin!(linger), pin!(signals.next())).await;
     let what = format!("the journal failed ({cause}), and with it the node");
     Err(Failure::new(what, "look at the disk and its file system, then start again: a start verifies the journal"))
+}
+
+/// Why a node that is no part of the cluster any more has stopped.
+fn no_part(verdict: Verdict) -> Failure {
+    let remedy = "it never starts again; delete its directory and join under a new number to use the machine again";
+    match verdict {
+        Verdict::Outlived => Failure::new(
+            "the cluster was recovered since; this node belongs to an older life of it",
+            format!("what it held that no cloud has is still in its journal (`velum inspect journal`); {remedy}"),
+        ),
+        Verdict::Removed | Verdict::NoPlace | Verdict::Welcome => {
+            Failure::new("the cluster has removed this node", remedy)
+        }
+    }
 }
 
 /// Makes the cluster unless it is there; says so.

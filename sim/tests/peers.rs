@@ -9,7 +9,7 @@ use velum_node::{
     peer::{Links, Receiver},
 };
 use velum_protocol::{
-    id::{ClusterId, NodeId},
+    id::{ClusterId, Incarnation, NodeId},
     peer::{Beat, Frame, HEADER_BYTES, Header, Hello, Placed, Placement, Verdict},
 };
 use velum_sim::{
@@ -19,12 +19,16 @@ use velum_sim::{
 };
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
+/// The life of the cluster that the node with the door belongs to.
+const OWN_LIFE: Incarnation = Incarnation(2);
 
 /// Everything that was let through.
 #[derive(Default)]
 struct Heard {
     frames: RefCell<Vec<(u64, Frame)>>,
     removed: RefCell<Vec<NodeId>>,
+    /// What this node heard of itself.
+    verdicts: RefCell<Vec<Verdict>>,
 }
 
 impl Receiver for Heard {
@@ -38,7 +42,13 @@ impl Receiver for Heard {
 
     fn lost(&self, _to: NodeId) {}
 
-    fn removed(&self) {}
+    fn incarnation(&self) -> Incarnation {
+        OWN_LIFE
+    }
+
+    fn refused(&self, verdict: Verdict) {
+        self.verdicts.borrow_mut().push(verdict);
+    }
 }
 
 fn credentials(node: u64) -> Credentials {
@@ -73,9 +83,21 @@ impl Place {
 }
 
 fn hello(life: u8, link: u64) -> Frame {
-    let (from, to) = (NodeId(2), NodeId(1));
-    let address = String::new();
-    Frame::Hello(Hello { cluster: CLUSTER, from, to, version_min: 1, version_max: 1, life: [life; 16], link, address })
+    hello_of(OWN_LIFE, life, link)
+}
+
+fn hello_of(incarnation: Incarnation, life: u8, link: u64) -> Frame {
+    Frame::Hello(Hello {
+        cluster: CLUSTER,
+        from: NodeId(2),
+        to: NodeId(1),
+        version_min: 1,
+        version_max: 1,
+        life: [life; 16],
+        link,
+        incarnation,
+        address: String::new(),
+    })
 }
 
 fn frame(ticket: u64) -> Frame {
@@ -197,5 +219,28 @@ fn a_node_that_is_removed_is_told_so_and_cut_off_at_its_next_word() {
         assert_eq!(read(&mut stream).await, Some(Frame::Verdict(Verdict::Removed)));
         assert_eq!(read(&mut stream).await, None);
         assert!(place.heard.frames.borrow().is_empty());
+    });
+}
+
+/// After a recovery from clouds alone nodes of the life before may come back: they are told, and a newer one is believed.
+#[test]
+fn a_node_of_an_older_life_is_told_so_and_one_of_a_newer_life_ends_this_one() {
+    at_the_door(async |place| {
+        let mut older = place.connect(2).await;
+        older.write_all(&hello_of(Incarnation(1), 1, 1).encode()).await.unwrap();
+        assert_eq!(read(&mut older).await, Some(Frame::Verdict(Verdict::Outlived)));
+        assert_eq!((read(&mut older).await, place.refused()), (None, 1));
+        assert!(place.heard.verdicts.borrow().is_empty());
+        // A newcomer does not know yet which life it comes to.
+        let mut newcomer = place.connect(2).await;
+        newcomer.write_all(&hello_of(Incarnation(0), 2, 1).encode()).await.unwrap();
+        let Some(Frame::Hello(greeting)) = read(&mut newcomer).await else { panic!("a newcomer is greeted") };
+        assert_eq!(greeting.incarnation, OWN_LIFE);
+        drop(newcomer);
+        place.sim.sleep_ms(3_000).await;
+        let mut newer = place.connect(2).await;
+        newer.write_all(&hello_of(Incarnation(3), 3, 1).encode()).await.unwrap();
+        assert_eq!(read(&mut newer).await, None);
+        assert_eq!(*place.heard.verdicts.borrow(), [Verdict::Outlived]);
     });
 }

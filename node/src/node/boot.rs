@@ -12,12 +12,14 @@
 
 use std::{cell::Cell, io, path::PathBuf};
 
+use tokio::sync::Mutex;
 use velum_protocol::{
     format::{
         boot::{BOOT_BYTES, BootError, BootFile, BootState},
         metadata::Command,
     },
     id::{Epoch, VolumeId},
+    peer::Verdict,
     version::LeadError,
 };
 
@@ -32,7 +34,9 @@ use crate::{
 pub(super) struct Boot {
     path: PathBuf,
     file: BootFile,
-    removed: Cell<bool>,
+    ended: Cell<bool>,
+    /// One write at a time: a node may hear of its end while it starts.
+    writing: Mutex<()>,
 }
 
 /// What became of writes that were acked and not synced.
@@ -81,13 +85,16 @@ impl Boot {
             Some(Ok(last)) if last == (BootFile { boot: last.boot, state: BootState::Removed, ..file }) => {
                 return Err(StartError::Removed { node, dir: layout.dir().to_owned() });
             }
+            Some(Ok(last)) if last == (BootFile { boot: last.boot, state: BootState::Outlived, ..file }) => {
+                return Err(StartError::Outlived { node, dir: layout.dir().to_owned() });
+            }
             Some(Ok(last)) if last == file => Unsynced::InPageCache,
             Some(Ok(last)) if last == (BootFile { boot: last.boot, state: BootState::Stopped, ..file }) => {
                 Unsynced::Synced
             }
             Some(Ok(_) | Err(_)) | None => Unsynced::Doubtful,
         };
-        Ok((Self { path, file, removed: Cell::new(false) }, unsynced))
+        Ok((Self { path, file, ended: Cell::new(false), writing: Mutex::default() }, unsynced))
     }
 
     /// Stores, durably, that acked writes may be lost: the next start knows it too, should this one be broken off.
@@ -102,19 +109,26 @@ impl Boot {
 
     /// Says that everything acked is synced and nothing more will be acked.
     pub(super) async fn stopped(&self, disk: &dyn Disk) -> io::Result<()> {
-        if self.removed.get() {
-            return Ok(());
-        }
         self.store(disk, BootState::Stopped).await
     }
 
-    /// Says, for ever, that the cluster has removed the node.
-    pub(super) async fn removed(&self, disk: &dyn Disk) -> io::Result<()> {
-        self.removed.set(true);
-        self.store(disk, BootState::Removed).await
+    /// Says, for ever, that the node is no part of the cluster any more. What is no such verdict changes nothing.
+    pub(super) async fn ended(&self, disk: &dyn Disk, verdict: Verdict) -> io::Result<()> {
+        let state = match verdict {
+            Verdict::Removed => BootState::Removed,
+            Verdict::Outlived => BootState::Outlived,
+            Verdict::NoPlace | Verdict::Welcome => return Ok(()),
+        };
+        self.ended.set(true);
+        self.store(disk, state).await
     }
 
     async fn store(&self, disk: &dyn Disk, state: BootState) -> io::Result<()> {
+        let _turn = self.writing.lock().await;
+        // What has ended stays so, whatever was on its way.
+        if self.ended.get() && !matches!(state, BootState::Removed | BootState::Outlived) {
+            return Ok(());
+        }
         files::replace(disk, &self.path, &BootFile { state, ..self.file }.encode()).await
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 use velum_protocol::{
-    id::NodeId,
+    id::{Incarnation, NodeId},
     peer::{Join, Verdict},
 };
 
@@ -80,6 +80,12 @@ impl Admission for Desk {
         }
     }
 
+    fn incarnation(&self) -> Incarnation {
+        let state = self.state.borrow();
+        // A newcomer's state is empty until the leader's snapshot takes its place; every other names clouds.
+        if state.clouds.is_empty() { Incarnation(0) } else { state.incarnation }
+    }
+
     fn takes_part(&self) -> bool {
         !self.is_joining.get()
     }
@@ -89,7 +95,7 @@ impl Admission for Desk {
             Verdict::Welcome => return self.is_joining.set(false),
             // A place that is taken is not asked for any more; late answers do not matter.
             Verdict::NoPlace if !self.is_joining.get() => return,
-            Verdict::NoPlace | Verdict::Removed => {}
+            Verdict::NoPlace | Verdict::Removed | Verdict::Outlived => {}
         }
         self.refused.set(Some(verdict));
         self.told.notify_waiters();
@@ -99,9 +105,10 @@ impl Admission for Desk {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use velum_protocol::id::ClusterId;
+    use velum_protocol::{format::metadata::CloudName, id::ClusterId};
 
     use super::*;
+    use crate::metadata::state::CloudEntry;
 
     fn desk(is_joining: bool) -> Desk {
         Desk::new(Rc::new(RefCell::new(State::new(ClusterId([1; 16]), Vec::new(), 2))), is_joining)
@@ -123,5 +130,17 @@ mod tests {
         assert_eq!(late.refusal().now_or_never(), Some(Verdict::NoPlace));
         assert!(!late.takes_part());
         assert!(desk(false).takes_part());
+    }
+
+    #[test]
+    fn a_newcomer_knows_of_no_life_before_it_has_learned_what_the_cluster_is() {
+        let newcomer = desk(true);
+        assert_eq!(newcomer.incarnation(), Incarnation(0));
+        let clouds = vec![CloudEntry { name: CloudName("a".into()), url: "memory:///".into() }];
+        *newcomer.state.borrow_mut() =
+            State { incarnation: Incarnation(3), ..State::new(ClusterId([1; 16]), clouds, 1) };
+        assert_eq!(newcomer.incarnation(), Incarnation(3));
+        newcomer.judged(Verdict::Outlived);
+        assert_eq!(newcomer.refusal().now_or_never(), Some(Verdict::Outlived));
     }
 }

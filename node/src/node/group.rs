@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use bytes::Bytes;
 use velum_protocol::{
-    id::NodeId,
+    id::{Incarnation, NodeId},
     peer::{Frame, Join, Verdict, agreement::Message},
 };
 
@@ -30,6 +30,10 @@ pub trait Admission {
     /// A newcomer wants to be let in.
     fn asked(&self, by: NodeId, join: Join) {
         tracing::debug!(%by, ?join, "nobody is let in here");
+    }
+    /// The life of the cluster that this node belongs to; zero while it does not know.
+    fn incarnation(&self) -> Incarnation {
+        Incarnation(0)
     }
     /// Whether this node takes part: before, what raft's members say is not for it.
     fn takes_part(&self) -> bool {
@@ -113,8 +117,12 @@ impl Receiver for Ears {
         }
     }
 
-    fn removed(&self) {
-        self.admission.judged(Verdict::Removed);
+    fn incarnation(&self) -> Incarnation {
+        self.admission.incarnation()
+    }
+
+    fn refused(&self, verdict: Verdict) {
+        self.admission.judged(verdict);
     }
 }
 

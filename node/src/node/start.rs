@@ -133,6 +133,18 @@ pub enum StartError {
         /// Its directory.
         dir: PathBuf,
     },
+    /// The cluster lives on without the node.
+    #[error(
+        "node {node} belongs to an older life of its cluster, which was recovered since, and never starts again; what it held that \
+         no cloud has is still in {} (`velum inspect journal` reads it); to use the machine again, delete that and join under a \
+         new number: `velum cluster token` on a member gives one", .dir.display()
+    )]
+    Outlived {
+        /// Which.
+        node: NodeId,
+        /// Its directory.
+        dir: PathBuf,
+    },
     /// The cluster does not take the node.
     #[error(
         "the cluster does not take node {node}: {why}; delete its directory and join anew with what `velum cluster token` on a \
@@ -250,8 +262,11 @@ async fn begin_in_group(
     let join = joining::read(env, layout).await?;
     let door = (door, keyring.credentials(config.node));
     let begun = members::begin(env, settings, door, found, (state, join.as_ref())).await;
-    if let Err(StartError::NotTaken { why: Verdict::Removed, .. }) = &begun {
-        boot.removed(&*env.disk).await.map_err(|error| StartError::disk(&layout.boot(), error))?;
+    if let Err(StartError::NotTaken { node, why }) = &begun {
+        boot.ended(&*env.disk, *why).await.map_err(|error| StartError::disk(&layout.boot(), error))?;
+        if *why == Verdict::Outlived {
+            return Err(StartError::Outlived { node: *node, dir: layout.dir().to_owned() });
+        }
     }
     let begun = begun?;
     if join.is_some() {

@@ -165,7 +165,8 @@ async fn converse(
 ) -> Option<String> {
     let (mut reader, mut writer) = split(stream);
     let credentials = &lobby.own.credentials;
-    let mut machine = Machine::new(credentials.cluster, credentials.node, peer);
+    let incarnation = lobby.own.receiver.incarnation();
+    let mut machine = Machine::new(credentials.cluster, incarnation, credentials.node, peer);
     let mut patience = Patience::new(&*lobby.clock, HANDSHAKE_TIME_MAX);
     loop {
         let (frame, frame_bytes) = match next(&mut reader, &mut patience, guest.as_deref()).await? {
@@ -180,7 +181,7 @@ async fn converse(
         Counts::add(&lobby.own.counts.received_bytes, frame_bytes);
         let steps = match machine.take(frame, frame_bytes) {
             Ok(steps) => steps,
-            Err(refusal) => return Some(Refusal::to_string(&refusal)),
+            Err(refusal) => return Some(lobby.refuse(&mut writer, &refusal).await),
         };
         patience.heard = lobby.clock.now();
         if let Some(guest) = guest {
@@ -250,6 +251,19 @@ async fn tell(lobby: &Lobby, writer: &mut WriteHalf<Box<dyn Stream>>, frame: &Fr
 }
 
 impl Lobby {
+    /// Acts on what is wrong with what a peer says, and gives it in words.
+    async fn refuse(&self, writer: &mut WriteHalf<Box<dyn Stream>>, refusal: &Refusal) -> String {
+        match refusal {
+            Refusal::Outlived => {
+                // It stops for good when it hears of it; one that does not listen is cut off all the same.
+                let _ = tell(self, writer, &Frame::Verdict(Verdict::Outlived)).await;
+            }
+            Refusal::Outlives => self.own.receiver.refused(Verdict::Outlived),
+            _ => {}
+        }
+        refusal.to_string()
+    }
+
     /// Makes the link the peer's newest, unless it is a stale one, or another process under the same number lives.
     fn admit(&self, peer: NodeId, hello: &Hello) -> Result<Rc<Guest>, &'static str> {
         let now = self.clock.now();

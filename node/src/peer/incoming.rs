@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use velum_protocol::{
-    id::{ClusterId, Hash, NodeId},
+    id::{ClusterId, Hash, Incarnation, NodeId},
     peer::{
         Frame, Hello, Piece, Verdict,
         agreement::{Message, SnapshotHead},
     },
 };
 
-use super::outgoing::objection;
+use super::outgoing::{Objection, objection};
 use crate::limits::PEER_SNAPSHOT_BYTES_MAX;
 
 /// Bytes taken before the peer is told so without being asked.
@@ -27,6 +27,12 @@ pub(super) enum Refusal {
     /// The greeting contradicts the certificate, or speaks another version.
     #[error("{0}")]
     Greeting(&'static str),
+    /// The greeting is of an older life of the cluster.
+    #[error("it belongs to an older life of the cluster, which was recovered since")]
+    Outlived,
+    /// The greeting is of a newer one.
+    #[error("it belongs to a newer life of the cluster: this node's is over")]
+    Outlives,
     /// A message that claims to be of another node, or is for another.
     #[error("a message names other nodes than the link's")]
     OtherNode,
@@ -67,6 +73,8 @@ struct Assembly {
 #[derive(Debug)]
 pub(super) struct Machine {
     cluster: ClusterId,
+    /// The life of the cluster that this node belongs to.
+    incarnation: Incarnation,
     own: NodeId,
     /// By the transport's word.
     peer: NodeId,
@@ -77,8 +85,8 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(cluster: ClusterId, own: NodeId, peer: NodeId) -> Self {
-        Self { cluster, own, peer, greeted: false, taken_bytes: 0, told_bytes: 0, assembly: None }
+    pub(super) fn new(cluster: ClusterId, incarnation: Incarnation, own: NodeId, peer: NodeId) -> Self {
+        Self { cluster, incarnation, own, peer, greeted: false, taken_bytes: 0, told_bytes: 0, assembly: None }
     }
 
     /// Takes a frame of so many bytes.
@@ -88,8 +96,11 @@ impl Machine {
             if hello.cluster != self.cluster {
                 return Err(Refusal::OtherCluster);
             }
-            if let Some(why) = objection(&hello, self.peer, self.own) {
-                return Err(Refusal::Greeting(why));
+            match objection(&hello, self.incarnation, self.peer, self.own) {
+                None => {}
+                Some(Objection::Faulty(why)) => return Err(Refusal::Greeting(why)),
+                Some(Objection::Outlived) => return Err(Refusal::Outlived),
+                Some(Objection::Outlives) => return Err(Refusal::Outlives),
             }
             self.greeted = true;
             return Ok(vec![Step::Greeted(hello)]);
@@ -117,8 +128,8 @@ impl Machine {
                 assembly.add(&piece)?;
                 steps.extend(self.assembled()?);
             }
-            // That a node was removed is said on the other side of a link.
-            Frame::Verdict(Verdict::Removed) => return Err(Refusal::OutOfPlace),
+            // That a node is no part of the cluster is said on the other side of a link.
+            Frame::Verdict(Verdict::Removed | Verdict::Outlived) => return Err(Refusal::OutOfPlace),
             frame => steps.push(Step::Deliver(frame, Bytes::new())),
         }
         self.taken_bytes += u64::try_from(frame_bytes).expect("a length in memory fits 64 bits");

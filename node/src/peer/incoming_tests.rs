@@ -13,6 +13,7 @@ use super::*;
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 const OWN: NodeId = NodeId(1);
 const PEER: NodeId = NodeId(2);
+const LIFE: Incarnation = Incarnation(2);
 
 fn hello() -> Hello {
     Hello {
@@ -23,12 +24,13 @@ fn hello() -> Hello {
         version_max: 1,
         life: [2; 16],
         link: 1,
+        incarnation: LIFE,
         address: String::new(),
     }
 }
 
 fn greeted() -> Machine {
-    let mut machine = Machine::new(CLUSTER, OWN, PEER);
+    let mut machine = Machine::new(CLUSTER, LIFE, OWN, PEER);
     assert_eq!(machine.take(Frame::Hello(hello()), 80), Ok(vec![Step::Greeted(hello())]));
     machine
 }
@@ -73,7 +75,7 @@ fn piece(index: u64, offset: usize, bytes: &[u8]) -> Frame {
 
 #[test]
 fn a_link_begins_with_a_greeting_of_the_node_that_the_transport_vouches_for() {
-    let refused = |frame| Machine::new(CLUSTER, OWN, PEER).take(frame, 80).unwrap_err();
+    let refused = |frame| Machine::new(CLUSTER, LIFE, OWN, PEER).take(frame, 80).unwrap_err();
     assert_eq!(refused(Frame::Beat(Beat { taken_bytes: 0 })), Refusal::NoGreeting);
     assert_eq!(refused(raft(message(MessageKind::Heartbeat))), Refusal::NoGreeting);
     let other_cluster = Hello { cluster: ClusterId([9; 16]), ..hello() };
@@ -81,6 +83,8 @@ fn a_link_begins_with_a_greeting_of_the_node_that_the_transport_vouches_for() {
     for bad in [Hello { from: NodeId(3), ..hello() }, Hello { to: NodeId(3), ..hello() }] {
         assert!(matches!(refused(Frame::Hello(bad)), Refusal::Greeting(_)));
     }
+    let of_life = |life| refused(Frame::Hello(Hello { incarnation: Incarnation(life), ..hello() }));
+    assert_eq!((of_life(1), of_life(3)), (Refusal::Outlived, Refusal::Outlives));
     assert_eq!(greeted().take(Frame::Hello(hello()), 80), Err(Refusal::OutOfPlace));
 }
 

@@ -6,7 +6,8 @@
 //!
 //! Who the other side is, the transport vouches for. It must be the node that its first frame names and that every message
 //! names, and one that the receiver still listens to, asked for every frame: a node that was removed is told so and cut off
-//! wherever it is connected.
+//! wherever it is connected. So is one that belongs to an older life of the cluster, and one that meets a newer life knows by
+//! that that its own is over.
 
 mod door;
 mod frames;
@@ -25,8 +26,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use velum_protocol::{
-    id::NodeId,
-    peer::{Frame, agreement::Message},
+    id::{Incarnation, NodeId},
+    peer::{Frame, Verdict, agreement::Message},
 };
 
 use crate::{
@@ -48,8 +49,10 @@ pub trait Receiver {
     fn receive(&self, from: NodeId, frame: Frame, state: Bytes);
     /// What was sent to the peer last may be lost.
     fn lost(&self, to: NodeId);
-    /// A peer says that this node was removed.
-    fn removed(&self);
+    /// The life of the cluster that this node belongs to; zero while it does not know.
+    fn incarnation(&self) -> Incarnation;
+    /// This node is no part of the cluster any more: it was removed, or its life of the cluster is over.
+    fn refused(&self, verdict: Verdict);
 }
 
 /// What happened on all links.

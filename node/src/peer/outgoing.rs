@@ -3,11 +3,11 @@
 //! What waits to be sent is bounded in bytes. Past the bound a frame is dropped, counted, and the receiver of this node is
 //! told that something may be lost. A link that breaks takes its queue with it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{cmp::Ordering, collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use velum_protocol::{
-    id::NodeId,
+    id::{Incarnation, NodeId},
     peer::{
         Beat, Frame, Hello, Piece, Verdict,
         agreement::{Message, PIECE_BYTES_MAX},
@@ -43,8 +43,8 @@ pub(super) enum Input {
     Send(Frame),
     /// Send a snapshot.
     SendSnapshot { ticket: u64, head: Box<Message>, state: Bytes },
-    /// The peer answers and is who it should be.
-    Connected { link: u64 },
+    /// The peer answers and is who it should be. This node belongs to that life of the cluster.
+    Connected { link: u64, incarnation: Incarnation },
     /// The peer says something on the link.
     Heard { link: u64, frame: Frame },
     /// What was given to be written is written.
@@ -80,8 +80,8 @@ pub(super) enum Effect {
     Dropped(usize),
     /// Tell this node that frames may be lost.
     Lost,
-    /// Tell this node that the peer takes it for removed.
-    Removed,
+    /// Tell this node that it is no part of the cluster any more.
+    Refused(Verdict),
     /// The link stands otherwise.
     Report { state: LinkState, why: Option<String> },
 }
@@ -125,6 +125,8 @@ pub(super) struct Machine {
     peer: NodeId,
     address: Option<Address>,
     phase: Phase,
+    /// The life of the cluster that this node belonged to when the link began.
+    incarnation: Incarnation,
     /// Counts connections; what comes from another one than the newest is old.
     link: u64,
     backoff: Duration,
@@ -146,6 +148,7 @@ impl Machine {
             peer,
             address: None,
             phase: Phase::Down,
+            incarnation: Incarnation(0),
             link: 0,
             backoff: BACKOFF.0,
             queue: VecDeque::new(),
@@ -267,22 +270,32 @@ impl Machine {
 
     fn heard(&mut self, frame: Frame, effects: &mut Vec<Effect>) {
         match frame {
-            Frame::Hello(hello) if self.phase == Phase::Greeting => match objection(&hello, self.peer, self.own) {
-                None => {
-                    self.phase = Phase::Up;
-                    self.backoff = BACKOFF.0;
-                    effects.push(Effect::Report { state: LinkState::Up, why: None });
-                    self.write(effects);
-                }
-                Some(why) => self.fall(why.to_owned(), effects),
-            },
+            Frame::Hello(hello) if self.phase == Phase::Greeting => self.greeted(&hello, effects),
             Frame::Beat(Beat { taken_bytes }) if self.phase == Phase::Up => self.taken(taken_bytes, effects),
-            Frame::Verdict(Verdict::Removed) => {
-                effects.push(Effect::Removed);
-                self.fall(Verdict::Removed.to_string(), effects);
-            }
+            Frame::Verdict(verdict @ (Verdict::Removed | Verdict::Outlived)) => self.refused(verdict, effects),
             _ => self.fall("the peer says what has no place on this side of a link".to_owned(), effects),
         }
+    }
+
+    fn greeted(&mut self, hello: &Hello, effects: &mut Vec<Effect>) {
+        match objection(hello, self.incarnation, self.peer, self.own) {
+            None => {
+                self.phase = Phase::Up;
+                self.backoff = BACKOFF.0;
+                effects.push(Effect::Report { state: LinkState::Up, why: None });
+                self.write(effects);
+            }
+            Some(Objection::Faulty(why)) => self.fall(why.to_owned(), effects),
+            Some(Objection::Outlived) => {
+                self.fall("the peer belongs to an older life of the cluster".to_owned(), effects);
+            }
+            Some(Objection::Outlives) => self.refused(Verdict::Outlived, effects),
+        }
+    }
+
+    fn refused(&mut self, verdict: Verdict, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Refused(verdict));
+        self.fall(verdict.to_string(), effects);
     }
 
     fn beat(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -297,17 +310,35 @@ impl Machine {
     }
 }
 
-/// What is wrong with a greeting of `from` to `to`, if anything is.
-pub(super) fn objection(hello: &Hello, from: NodeId, to: NodeId) -> Option<&'static str> {
+/// What is wrong with a greeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Objection {
+    /// It contradicts the certificate, or speaks another version.
+    Faulty(&'static str),
+    /// It is of an older life of the cluster.
+    Outlived,
+    /// It is of a newer one: this node's is over.
+    Outlives,
+}
+
+/// What is wrong with a greeting of `from` to `to`, which belongs to life `own`, if anything is. Who does not know a life yet is
+/// about to learn it from the other.
+pub(super) fn objection(hello: &Hello, own: Incarnation, from: NodeId, to: NodeId) -> Option<Objection> {
     let version = velum_protocol::version::PEER_FRAME.version;
     if (hello.from, hello.to) != (from, to) {
-        return Some("the greeting names other nodes than the certificates do");
+        return Some(Objection::Faulty("the greeting names other nodes than the certificates do"));
     }
     if version < hello.version_min {
-        return Some("the other node speaks only newer versions; this one is too old to talk to it");
+        let why = "the other node speaks only newer versions; this one is too old to talk to it";
+        return Some(Objection::Faulty(why));
     }
     // The oldest version that is spoken here is the first one, so an older node always has one in common.
-    None
+    let is_known = own != Incarnation(0) && hello.incarnation != Incarnation(0);
+    match hello.incarnation.cmp(&own) {
+        Ordering::Less if is_known => Some(Objection::Outlived),
+        Ordering::Greater if is_known => Some(Objection::Outlives),
+        _ => None,
+    }
 }
 
 impl actor::Machine for Machine {
@@ -332,8 +363,9 @@ impl actor::Machine for Machine {
             }
             Input::Send(frame) => self.send(&frame, effects),
             Input::SendSnapshot { ticket, head, state } => self.send_snapshot(ticket, *head, state, effects),
-            Input::Connected { link } if link == self.link && self.phase == Phase::Dialling => {
+            Input::Connected { link, incarnation } if link == self.link && self.phase == Phase::Dialling => {
                 self.phase = Phase::Greeting;
+                self.incarnation = incarnation;
                 self.heard = now;
                 (self.written_bytes, self.taken_bytes) = (0, 0);
                 effects.push(Effect::Greet { link });

@@ -14,6 +14,7 @@ use crate::actor::Machine as _;
 
 const OWN: NodeId = NodeId(1);
 const PEER: NodeId = NodeId(2);
+const LIFE: Incarnation = Incarnation(2);
 
 struct Link {
     machine: Machine,
@@ -22,7 +23,7 @@ struct Link {
     wire: Vec<Frame>,
     dropped: usize,
     lost: usize,
-    removed: usize,
+    refused: Vec<Verdict>,
     sent: Vec<(u64, bool)>,
     waits: Vec<Duration>,
 }
@@ -36,7 +37,7 @@ impl Link {
             wire: Vec::new(),
             dropped: 0,
             lost: 0,
-            removed: 0,
+            refused: Vec::new(),
             sent: Vec::new(),
             waits: Vec::new(),
         }
@@ -52,7 +53,7 @@ impl Link {
 
     fn come_up(&mut self) {
         let link = self.machine.link;
-        self.step(Input::Connected { link });
+        self.step(Input::Connected { link, incarnation: LIFE });
         self.step(Input::Heard { link, frame: Frame::Hello(hello()) });
         assert_eq!(self.machine.phase, Phase::Up);
     }
@@ -68,7 +69,7 @@ impl Link {
                 }
                 Effect::Dropped(frames) => self.dropped += frames,
                 Effect::Lost => self.lost += 1,
-                Effect::Removed => self.removed += 1,
+                Effect::Refused(verdict) => self.refused.push(verdict),
                 Effect::Sent { ticket, whole } => self.sent.push((ticket, whole)),
                 Effect::DialAfter { wait, .. } => self.waits.push(wait),
                 Effect::Dial { .. }
@@ -109,6 +110,7 @@ fn hello() -> Hello {
         version_max: 1,
         life: [2; 16],
         link: 1,
+        incarnation: LIFE,
         address: String::new(),
     }
 }
@@ -154,7 +156,7 @@ fn a_broken_link_takes_its_queue_with_it_and_old_news_of_it_counts_for_nothing()
         Input::Broken { link: old, why: String::new() },
         Input::Heard { link: old, frame: frame(9) },
         Input::Dial { link: old },
-        Input::Connected { link: old },
+        Input::Connected { link: old, incarnation: LIFE },
     ] {
         link.step(late);
     }
@@ -222,11 +224,12 @@ fn a_greeting_of_somebody_else_ends_the_link() {
         Hello { from: NodeId(3), ..hello() },
         Hello { to: NodeId(3), ..hello() },
         Hello { version_min: 2, version_max: 2, ..hello() },
+        Hello { incarnation: Incarnation(1), ..hello() },
     ] {
         let mut link = Link::new();
         link.step(Input::Address(Address::Tcp("b:1".into())));
         let number = link.machine.link;
-        link.step(Input::Connected { link: number });
+        link.step(Input::Connected { link: number, incarnation: LIFE });
         link.step(Input::Heard { link: number, frame: Frame::Hello(bad) });
         assert_eq!(link.machine.phase, Phase::Down);
     }
@@ -285,19 +288,40 @@ fn a_snapshot_goes_in_pieces_between_other_frames_and_is_sent_when_it_is_taken()
     assert_eq!(link.sent, [(2, false), (1, true)]);
 }
 
-#[test]
-fn a_node_that_was_removed_hears_of_it_also_before_it_is_greeted() {
+/// A link that is greeted by `frame`, from a node that belongs to life `own`.
+fn answered(own: Incarnation, frame: Frame) -> Link {
     let mut link = Link::new();
     link.step(Input::Begin);
     link.step(Input::Address(Address::Tcp("b:1".into())));
     let number = link.machine.link;
-    link.step(Input::Connected { link: number });
-    link.step(Input::Heard { link: number, frame: Frame::Verdict(Verdict::Removed) });
-    assert_eq!(link.removed, 1);
+    link.step(Input::Connected { link: number, incarnation: own });
+    link.step(Input::Heard { link: number, frame });
+    link
+}
+
+#[test]
+fn a_node_that_is_no_part_of_the_cluster_hears_of_it_also_before_it_is_greeted() {
+    for verdict in [Verdict::Removed, Verdict::Outlived] {
+        assert_eq!(answered(LIFE, Frame::Verdict(verdict)).refused, [verdict]);
+    }
     let mut link = Link::up();
     let number = link.machine.link;
     link.step(Input::Heard { link: number, frame: Frame::Verdict(Verdict::NoPlace) });
-    assert_eq!(link.removed, 0, "that is said on the other node's link");
+    assert!(link.refused.is_empty(), "that is said on the other node's link");
+}
+
+#[test]
+fn a_node_that_meets_a_newer_life_knows_that_its_own_is_over() {
+    let met = |own: u32, theirs: u32| {
+        let incarnation = Incarnation(theirs);
+        let link = answered(Incarnation(own), Frame::Hello(Hello { incarnation, ..hello() }));
+        (link.machine.phase, link.refused)
+    };
+    assert_eq!(met(2, 3), (Phase::Down, vec![Verdict::Outlived]));
+    assert_eq!(met(2, 1), (Phase::Down, Vec::new()));
+    assert_eq!(met(2, 2), (Phase::Up, Vec::new()));
+    assert_eq!(met(0, 3), (Phase::Up, Vec::new()), "a newcomer learns");
+    assert_eq!(met(3, 0), (Phase::Up, Vec::new()), "and is taught");
 }
 
 #[test]

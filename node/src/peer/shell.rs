@@ -30,6 +30,7 @@ impl Own {
             version_max: PEER_FRAME.version,
             life: self.life,
             link,
+            incarnation: self.receiver.incarnation(),
             address: self.address.borrow().clone(),
         })
     }
@@ -67,13 +68,13 @@ impl Shell {
 
     fn dial(&self, link: u64, address: &Address, handle: &Handle<Input>) {
         let connecting = self.env.network.connect_peer(address, Rc::clone(&self.own.credentials), self.peer);
-        let (connection, own) = (Rc::clone(&self.connection), handle.clone());
+        let (connection, own, receiver) = (Rc::clone(&self.connection), handle.clone(), Rc::clone(&self.own.receiver));
         self.run(async move {
             match connecting.await {
                 Ok(stream) => {
                     let (reader, writer) = split(stream);
                     connection.borrow_mut().writer = Some(writer);
-                    own.call(Input::Connected { link });
+                    own.call(Input::Connected { link, incarnation: receiver.incarnation() });
                     let broken = listen(reader, link, &own).await;
                     own.call(Input::Broken { link, why: broken });
                 }
@@ -150,7 +151,7 @@ impl ActorShell<Machine> for Shell {
             }
             Effect::Dropped(frames) => Counts::add(&self.own.counts.dropped_frames, frames),
             Effect::Lost => self.own.receiver.lost(self.peer),
-            Effect::Removed => self.own.receiver.removed(),
+            Effect::Refused(verdict) => self.own.receiver.refused(verdict),
             Effect::Report { state, why } => {
                 let mut status = self.status.borrow_mut();
                 if let Some(why) = why {

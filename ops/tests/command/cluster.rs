@@ -29,7 +29,7 @@ fn free_address() -> String {
 }
 
 /// Waits until something is so.
-fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "waited in vain for: {what}");
@@ -209,6 +209,43 @@ fn a_cluster_whose_nodes_were_all_killed_comes_back() {
         running.into_iter().map(Node::ready).collect::<Vec<_>>().try_into().ok().unwrap();
     hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
     hosts.use_volume(&two, "second", 2);
+}
+
+/// A recovery from the clouds alone begins a new life of the cluster. A node of the life before that comes back meets it where its
+/// old peer was.
+#[test]
+fn a_node_of_the_life_before_a_recovery_stops_for_good() {
+    let hosts = Hosts { fixed_ports: true, ..Hosts::new() };
+    let one = hosts.found();
+    let (_, two) = hosts.add(&one);
+    hosts.await_voters(&[&one, &two], &[1, 2]);
+    hosts.use_volume(&one, "first", 1);
+    one.stop(Signal::KILL);
+    two.stop(Signal::KILL);
+    let clouds = ["a", "b", "c"].map(|name| format!("--cloud={name}=file://{}/{name}", hosts.bench.text("clouds")));
+    let fixed = ["recover", "--keyfile", "root.key", "--dir", "new"];
+    let arguments: Vec<&str> = fixed.into_iter().chain(clouds.iter().map(String::as_str)).collect();
+    hosts.bench.velum(&arguments).expect(0, &["velum up --dir new"]);
+    fs::copy(hosts.config(1), hosts.bench.path("new/node.toml")).unwrap();
+    let new = hosts.bench.serve(&["--output", "json", "node", "--config", &hosts.bench.text("new/node.toml")]);
+    let old = hosts.config(2);
+    let words = ["belongs to an older life", "recovered since", "velum inspect journal"];
+    hosts.bench.velum(&["node", "--config", &old]).expect(1, &words);
+    hosts.bench.velum(&["node", "--config", &old]).expect(1, &["node 2 belongs to an older life"]);
+    hosts.use_volume(&new, "first", 2);
+    // A newcomer under the number of that node learns to which life it has come, and belongs to it from then on.
+    let (number, token) = hosts.token(&new);
+    assert_eq!(number, 2);
+    let text = fs::read_to_string(&old).unwrap();
+    let newcomer = hosts.bench.prepare("newcomer", &text).join("node.toml").display().to_string();
+    hosts.bench.velum(&["cluster", "join", "--config", &newcomer, "--token", &token]).expect(0, &[]);
+    for _ in 0..2 {
+        let two = hosts.bench.serve(&["--output", "json", "node", "--config", &newcomer]);
+        hosts.await_voters(&[&new, &two], &[1, 2]);
+        two.stop(Signal::KILL);
+    }
+    new.stop(Signal::TERM).expect(0, &["stopping"]);
+    hosts.bench.velum(&["node", "--config", &old]).expect(1, &["node 2 belongs to an older life"]);
 }
 
 #[test]

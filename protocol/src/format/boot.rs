@@ -25,6 +25,8 @@ pub enum BootState {
     Doubtful,
     /// The cluster has removed it: it never starts again.
     Removed,
+    /// A later life of the cluster has begun without it: it never starts again.
+    Outlived,
 }
 
 impl BootState {
@@ -34,11 +36,13 @@ impl BootState {
             Self::Stopped => 2,
             Self::Doubtful => 3,
             Self::Removed => 4,
+            Self::Outlived => 5,
         }
     }
 
     fn of(byte: u8) -> Option<Self> {
-        [Self::InUse, Self::Stopped, Self::Doubtful, Self::Removed].into_iter().find(|state| state.byte() == byte)
+        let known = [Self::InUse, Self::Stopped, Self::Doubtful, Self::Removed, Self::Outlived];
+        known.into_iter().find(|state| state.byte() == byte)
     }
 }
 
@@ -114,7 +118,9 @@ mod tests {
 
     #[test]
     fn it_reads_back_and_any_change_shows() {
-        for state in [BootState::InUse, BootState::Stopped, BootState::Doubtful, BootState::Removed] {
+        let states =
+            [BootState::InUse, BootState::Stopped, BootState::Doubtful, BootState::Removed, BootState::Outlived];
+        for state in states {
             let bytes = file(state).encode();
             assert_eq!(BootFile::decode(&bytes), Ok(file(state)));
             for at in 0..bytes.len() {
@@ -129,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_is_whole_and_makes_no_sense_is_refused() {
-        for (at, value) in [(48, 0), (48, 5), (49, 1), (59, 1)] {
+        for (at, value) in [(48, 0), (48, 6), (49, 1), (59, 1)] {
             let mut bytes = file(BootState::InUse).encode();
             bytes[at] = value;
             let crc = crc32c(&bytes[..60]).to_le_bytes();
@@ -153,6 +159,7 @@ mod tests {
             (BootState::Stopped, include_bytes!("../../tests/golden/boot-stopped-1.bin")),
             (BootState::Doubtful, include_bytes!("../../tests/golden/boot-doubtful-1.bin")),
             (BootState::Removed, include_bytes!("../../tests/golden/boot-removed-1.bin")),
+            (BootState::Outlived, include_bytes!("../../tests/golden/boot-outlived-1.bin")),
         ] {
             assert_eq!(file(state).encode(), *golden);
             assert_eq!(BootFile::decode(golden), Ok(file(state)));

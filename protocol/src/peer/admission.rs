@@ -52,6 +52,8 @@ pub enum Verdict {
     NoPlace = 2,
     /// The place is its own. Before it hears this a newcomer takes no part in anything.
     Welcome = 3,
+    /// It belongs to an older life of the cluster than the one that goes on.
+    Outlived = 4,
 }
 
 impl Verdict {
@@ -64,6 +66,7 @@ impl Verdict {
             [1] => Ok(Self::Removed),
             [2] => Ok(Self::NoPlace),
             [3] => Ok(Self::Welcome),
+            [4] => Ok(Self::Outlived),
             _ => Err(ReadError::Field("verdict")),
         }
     }
@@ -75,6 +78,7 @@ impl fmt::Display for Verdict {
             Self::Removed => "the node was removed from the cluster",
             Self::NoPlace => "the token is unknown, has expired or was used by another node",
             Self::Welcome => "the node is let in",
+            Self::Outlived => "the cluster was recovered since; this node belongs to an older life of it",
         })
     }
 }

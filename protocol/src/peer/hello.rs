@@ -2,7 +2,7 @@
 
 use crate::{
     format::reader::{ReadError, Reader},
-    id::{ClusterId, NodeId},
+    id::{ClusterId, Incarnation, NodeId},
 };
 
 /// The longest address a node names for itself.
@@ -25,6 +25,8 @@ pub struct Hello {
     pub life: [u8; 16],
     /// Counts the links that this process has begun to this peer, from 1: of two, the lower one is stale.
     pub link: u64,
+    /// The life of the cluster that the speaker belongs to; zero for a newcomer, which does not know yet.
+    pub incarnation: Incarnation,
     /// Where the speaker listens for peers.
     pub address: String,
 }
@@ -38,6 +40,7 @@ impl Hello {
         out.extend_from_slice(&self.version_max.to_le_bytes());
         out.extend_from_slice(&self.life);
         out.extend_from_slice(&self.link.to_le_bytes());
+        out.extend_from_slice(&self.incarnation.0.to_le_bytes());
         let length = u8::try_from(self.address.len()).expect("a node's address is bounded by its settings");
         out.push(length);
         out.extend_from_slice(self.address.as_bytes());
@@ -53,13 +56,14 @@ impl Hello {
             return Err(ReadError::Field("node"));
         }
         let (life, link) = (fields.array()?, fields.u64()?);
+        let incarnation = Incarnation(u32::from_le_bytes(fields.array()?));
         let [length] = fields.array()?;
         let address = fields.take(usize::from(length))?;
         let address = std::str::from_utf8(address).map_err(|_| ReadError::Field("address"))?.to_owned();
         if address.chars().any(char::is_control) {
             return Err(ReadError::Field("address"));
         }
-        Ok(Self { cluster, from, to, version_min, version_max, life, link, address })
+        Ok(Self { cluster, from, to, version_min, version_max, life, link, incarnation, address })
     }
 }
 

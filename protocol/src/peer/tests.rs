@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     format::raft::{Entry, EntryKind, Membership},
-    id::{BootId, ClusterId, Epoch, Hash, Jseq, NodeId, VolumeId},
+    id::{BootId, ClusterId, Epoch, Hash, Incarnation, Jseq, NodeId, VolumeId},
     invitation::TokenSecret,
 };
 
@@ -58,6 +58,7 @@ fn hello() -> Hello {
         version_max: 1,
         life: [0xb2; 16],
         link: 3,
+        incarnation: Incarnation(4),
         address: "h:1".to_owned(),
     }
 }
@@ -141,7 +142,7 @@ fn frames() -> Vec<Frame> {
         .map(|placement| Frame::Placed(Placed { ticket: 9, placement })),
     );
     frames.push(join());
-    frames.extend([Verdict::Removed, Verdict::NoPlace, Verdict::Welcome].map(Frame::Verdict));
+    frames.extend([Verdict::Removed, Verdict::NoPlace, Verdict::Welcome, Verdict::Outlived].map(Frame::Verdict));
     let plain = |kind: &MessageKind| *kind != MessageKind::Snapshot;
     frames.extend(MessageKind::ALL.into_iter().filter(plain).map(|kind| Frame::Raft(Box::new(message(kind)))));
     frames.extend(of_ensembles());
@@ -163,7 +164,7 @@ fn version_1_keeps_its_bytes() {
     let goldens = [
         (
             Frame::Hello(hello()),
-            "564c70720100010040000000",
+            "564c70720100010044000000",
             concat!(
                 "a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1",
                 "0100000000000000",
@@ -172,6 +173,7 @@ fn version_1_keeps_its_bytes() {
                 "0100",
                 "b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2",
                 "0300000000000000",
+                "04000000",
                 "03",
                 "683a31"
             ),
@@ -218,6 +220,7 @@ fn version_1_keeps_its_bytes() {
             ),
         ),
         (Frame::Verdict(Verdict::NoPlace), "564c70720100080001000000", "02"),
+        (Frame::Verdict(Verdict::Outlived), "564c70720100080001000000", "04"),
     ];
     for (frame, header, body) in goldens {
         let bytes = frame.encode();
