@@ -49,6 +49,11 @@ impl Failure {
         Self { kind: Kind::Failed, what, remedy: None }
     }
 
+    /// The same, of one of several.
+    pub(crate) fn of(self, whose: &str) -> Self {
+        Self { what: format!("{whose}: {}", self.what), ..self }
+    }
+
     /// The exit code: 1 failed, 2 usage.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())

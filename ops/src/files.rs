@@ -85,6 +85,11 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<(), Failure> {
     write().map_err(|error| cannot("write", path, &error))
 }
 
+/// Removes a file.
+pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
+    fs::remove_file(path).and_then(|()| sync_folder(path)).map_err(|error| cannot("remove", path, &error))
+}
+
 /// Makes a folder and its parents, for the owner only.
 pub(crate) fn create_folder(path: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt;

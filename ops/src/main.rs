@@ -17,6 +17,7 @@ mod error;
 mod files;
 mod inspect;
 mod key;
+mod nodes;
 mod output;
 mod preflight;
 mod recover;
@@ -167,6 +168,7 @@ mod tests {
         for line in [
             "velum up",
             "velum up --dir d --cloud file:///a --cloud b=s3://x/y --volume demo --size 1GiB --nbd 127.0.0.1:1 --admin 127.0.0.1:2",
+            "velum up --nodes 3 --peers 127.0.0.1:9900",
             "velum node --config node.toml",
             "velum volume create demo --size 1GiB",
             "velum volume list --output json",
@@ -205,6 +207,8 @@ mod tests {
             "velum volume create demo --size 1.5GiB",
             "velum volume allow demo anonymous none",
             "velum up --nbd 10809",
+            "velum up --nodes 2",
+            "velum up --nodes 7",
             "velum up --cloud /srv/a",
             "velum volume delete demo",
         ] {

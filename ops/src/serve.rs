@@ -5,7 +5,8 @@ use std::{path::Path, pin::pin, rc::Rc, sync::Arc, time::Duration};
 use futures_util::future::{Either, select};
 use serde::Serialize;
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
     task::LocalSet,
 };
 use velum_node::{
@@ -22,6 +23,7 @@ use velum_node::{
 };
 use velum_protocol::{
     admin::{Access, AclLine, CreateVolume, Durability, Request, Response, VolumeSummary},
+    id::NodeId,
     peer::Verdict,
 };
 
@@ -73,40 +75,66 @@ pub(crate) fn with_config(path: &Path, format: Format) -> Result<(), Failure> {
     run(config, &secret, &Wishes::default(), format)
 }
 
-/// Starts a node, says where it serves, and runs it until SIGINT or SIGTERM. The word to stop is heard from the beginning:
-/// a start may wait long for clouds.
+/// Starts a node, says where it serves, and runs it until SIGINT or SIGTERM.
 pub(crate) fn run(config: NodeConfig, secret: &ProviderSecret, wishes: &Wishes, format: Format) -> Result<(), Failure> {
+    expect_private_memory();
+    on_node_thread(async {
+        let (_give, mut word) = listen()?;
+        let serving = |served| announce(&[served], &config, format);
+        serve(&config, secret, Some(wishes), &mut word, serving).await
+    })?
+}
+
+/// Warns when other processes can read this one's memory.
+pub(crate) fn expect_private_memory() {
     if let Err(error) = keep_memory_private() {
         output::say(&format!("warning: this process's memory can be read by others of the same user: {error}"));
     }
-    on_node_thread(async {
-        let mut signals = Signals::listen()?;
-        let started = match select(pin!(start(&config, secret, wishes, format)), pin!(signals.next())).await {
-            Either::Left((started, _)) => Some(started?),
-            Either::Right(_) => None,
-        };
-        match started {
-            Some((node, _door)) => until_stopped(node, &mut signals).await,
-            None => {
-                output::say("stopped before anything was served; the next start goes on from here");
-                Ok(())
-            }
-        }
-    })?
+}
+
+/// Starts a node, tells what it serves, and runs it until the word to stop. That is heard from the beginning: a start may wait
+/// long for clouds or other nodes.
+pub(crate) async fn serve(
+    config: &NodeConfig,
+    secret: &ProviderSecret,
+    wishes: Option<&Wishes>,
+    word: &mut Word,
+    serving: impl FnOnce(Served),
+) -> Result<(), Failure> {
+    let started = match select(pin!(start(config, secret, wishes)), pin!(word.next())).await {
+        Either::Left((started, _)) => Some(started?),
+        Either::Right(_) => None,
+    };
+    let Some((node, _door, served)) = started else {
+        output::say("stopped before anything was served; the next start goes on from here");
+        return Ok(());
+    };
+    serving(served);
+    until_stopped(node, word).await
+}
+
+/// Where a running node is reached, and what it serves.
+#[derive(Debug)]
+pub(crate) struct Served {
+    node: NodeId,
+    nbd: Vec<Address>,
+    pub(crate) admin: String,
+    /// None are looked for unless they are wished for.
+    volumes: Vec<VolumeSummary>,
+    took: Duration,
 }
 
 /// A node that serves guests and operators.
 async fn start(
     config: &NodeConfig,
     secret: &ProviderSecret,
-    wishes: &Wishes,
-    format: Format,
-) -> Result<(Node, AdminServer), Failure> {
+    wishes: Option<&Wishes>,
+) -> Result<(Node, AdminServer, Served), Failure> {
     let env = environment()?;
     expect_idle(&env, config).await?;
     preflight::doors(&env, config).await?;
     let listener = AdminListener::bind(&config.admin.listen.to_string()).map_err(|error| Failure::told(&error))?;
-    if wishes.create {
+    if wishes.is_some_and(|wishes| wishes.create) {
         create(&env, config, secret).await?;
     }
     let clock = Rc::clone(&env.clock);
@@ -117,9 +145,13 @@ async fn start(
         .map_err(|error| Failure::told(&error))?;
     let backend = node.backend();
     actor::spawn(answer(inbox, Rc::clone(&backend)));
-    let volumes = volumes(&*backend, wishes, node.is_untouched()).await?;
-    announce(&node, config, &door, &volumes, clock.now().since(began), format);
-    Ok((node, door))
+    let volumes = match wishes {
+        Some(wishes) => volumes(&*backend, wishes, node.is_untouched()).await?,
+        None => Vec::new(),
+    };
+    let (nbd, admin) = (node.nbd_addresses(), format!("http://{}", door.address()));
+    let served = Served { node: config.node, nbd, admin, volumes, took: clock.now().since(began) };
+    Ok((node, door, served))
 }
 
 /// Refuses a directory that a running node uses: that says more than that its addresses are taken.
@@ -131,10 +163,10 @@ pub(crate) async fn expect_idle(env: &Env, config: &NodeConfig) -> Result<(), Fa
 }
 
 /// Waits for the word to stop, or for the end of the journal, and stops.
-async fn until_stopped(node: Node, signals: &mut Signals) -> Result<(), Failure> {
+async fn until_stopped(node: Node, word: &mut Word) -> Result<(), Failure> {
     let ended = {
         let (failed, parted) = (pin!(node.failed()), pin!(node.ended()));
-        let (by_itself, told) = (select(failed, parted), pin!(signals.next()));
+        let (by_itself, told) = (select(failed, parted), pin!(word.next()));
         match select(told, by_itself).await {
             Either::Left(_) => Ok(None),
             Either::Right((Either::Left((cause, _)), _)) => Ok(Some(cause)),
@@ -144,19 +176,19 @@ async fn until_stopped(node: Node, signals: &mut Signals) -> Result<(), Failure>
     let failed = match ended {
         Ok(failed) => failed,
         Err(verdict) => {
-            select(pin!(node.stop()), pin!(signals.next())).await;
+            select(pin!(node.stop()), pin!(word.next())).await;
             return Err(no_part(verdict));
         }
     };
     let Some(cause) = failed else {
         output::say("stopping; once more stops at once, and loses nothing that was acked");
-        select(pin!(node.stop()), pin!(signals.next())).await;
+        select(pin!(node.stop()), pin!(word.next())).await;
         return Ok(());
     };
     output::say(&format!("the journal failed: {cause}. Nothing is acked any more"));
     #[expect(clippy::disallowed_methods, reason = "the command is no part of the node; this only delays its end")]
     let linger = tokio::time::sleep(FAILED_LINGER);
-    select(pin!(linger), pin!(signals.next())).await;
+    select(pin!(linger), pin!(word.next())).await;
     let what = format!("the journal failed ({cause}), and with it the node");
     Err(Failure::new(what, "look at the disk and its file system, then start again: a start verifies the journal"))
 }
@@ -246,50 +278,57 @@ async fn list(backend: &dyn Backend) -> Result<Vec<VolumeSummary>, Failure> {
     }
 }
 
-/// Where a running node is reached.
+/// What programs are told of nodes that serve.
 #[derive(Serialize)]
-struct Ready {
+struct Ready<'a> {
+    /// The first node's.
     nbd: Vec<String>,
-    admin: String,
-    volumes: Vec<String>,
+    /// The first node's.
+    admin: &'a str,
+    volumes: Vec<&'a str>,
     start_seconds: f64,
+    nodes: Vec<ReadyNode<'a>>,
 }
 
-/// Says where everything is, and what to type next.
-fn announce(
-    node: &Node,
-    config: &NodeConfig,
-    door: &AdminServer,
-    volumes: &[VolumeSummary],
-    took: Duration,
-    format: Format,
-) {
-    let addresses = node.nbd_addresses();
-    let admin = format!("http://{}", door.address());
+/// One of them.
+#[derive(Serialize)]
+struct ReadyNode<'a> {
+    node: u64,
+    nbd: Vec<String>,
+    admin: &'a str,
+}
+
+/// Says where everything is, and what to type next. The first node's volumes are spoken of.
+pub(crate) fn announce(nodes: &[Served], config: &NodeConfig, format: Format) {
+    let Some(Served { nbd, admin, volumes, took, .. }) = nodes.first() else { return };
     let first = volumes.first().map_or("", |volume| volume.name.as_str());
-    let uris: Vec<String> = addresses.iter().map(|address| uri(address, first)).collect();
+    let uris = |addresses: &[Address]| addresses.iter().map(|address| uri(address, first)).collect::<Vec<_>>();
     if format == Format::Json {
-        let volumes = volumes.iter().map(|volume| volume.name.clone()).collect();
-        output::json(&Ready { nbd: uris, admin, volumes, start_seconds: took.as_secs_f64() });
-        return;
+        let nodes = nodes.iter();
+        let nodes = nodes.map(|Served { node, nbd, admin, .. }| ReadyNode { node: node.0, nbd: uris(nbd), admin });
+        let volumes = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let start_seconds = took.as_secs_f64();
+        return output::json(&Ready { nbd: uris(nbd), admin, volumes, start_seconds, nodes: nodes.collect() });
     }
     for volume in volumes {
-        for address in &addresses {
-            output::line(&format!(
-                "volume {} ({}) at {}",
-                volume.name,
-                bytes(volume.size_bytes),
-                uri(address, &volume.name)
-            ));
+        for address in nbd {
+            let size = bytes(volume.size_bytes);
+            output::line(&format!("volume {} ({size}) at {}", volume.name, uri(address, &volume.name)));
         }
     }
-    output::line(&format!("admin and metrics at {admin}"));
+    if nodes.len() == 1 {
+        output::line(&format!("admin and metrics at {admin}"));
+    }
+    for Served { node, nbd, admin, .. } in nodes.iter().filter(|_| nodes.len() > 1) {
+        let doors: Vec<String> = nbd.iter().map(|address| uri(address, "")).collect();
+        output::line(&format!("node {node}: guests at {}, admin and metrics at {admin}", doors.join(" and ")));
+    }
     let durability = Durability::one_node(config.clouds.len(), config.cloud_quorum());
     output::line(&format!("\nwhat is acked is {}", durability.write));
     output::line(&format!("after a barrier it is {}", durability.barrier));
     output::line(&format!("within seconds it is {}", durability.flush));
-    if let Some(uri) = uris.first().filter(|_| !volumes.is_empty()) {
-        output::line(&format!("\n{}", next_steps(uri, first, &admin)));
+    if let Some(address) = nbd.first().filter(|_| !volumes.is_empty()) {
+        output::line(&format!("\n{}", next_steps(&uri(address, first), first, admin)));
     }
     output::line("\nCtrl-C stops");
 }
@@ -316,20 +355,36 @@ fn uri(address: &Address, volume: &str) -> String {
     }
 }
 
-/// What ends a node: Ctrl-C, or the system's word.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// How often the word to stop was given, as one of those who wait for it hears it.
+#[derive(Clone, Debug)]
+pub(crate) struct Word {
+    given: watch::Receiver<u32>,
+    heard: u32,
 }
 
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::told(&error));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+impl Word {
+    /// Completes when it is given once more.
+    pub(crate) async fn next(&mut self) {
+        let heard = self.heard;
+        if self.given.wait_for(|given| *given > heard).await.is_err() {
+            // Whoever gives it is gone, and with him the process.
+            std::future::pending::<()>().await;
+        }
+        self.heard += 1;
     }
+}
 
-    async fn next(&mut self) {
-        let (interrupt, terminate) = (pin!(self.interrupt.recv()), pin!(self.terminate.recv()));
-        select(interrupt, terminate).await;
-    }
+/// Hears what ends nodes: Ctrl-C, or the system's word. The word may be given by other means too.
+pub(crate) fn listen() -> Result<(watch::Sender<u32>, Word), Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::told(&error));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (give, given) = watch::channel(0);
+    let giver = give.clone();
+    actor::spawn(async move {
+        loop {
+            select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
+            giver.send_modify(|given| *given += 1);
+        }
+    });
+    Ok((give, Word { given, heard: 0 }))
 }

@@ -3,21 +3,24 @@
 //! The first run makes a cluster: a root key, `node.toml`, a node and a volume. All that can be checked is checked before the
 //! first of them is made. A run that is broken off is gone on with by the next one, which may correct its flags, until the
 //! node is there. Later runs carry on with what `node.toml` says; a flag that says otherwise is refused by name, so that
-//! nobody believes to have changed something.
+//! nobody believes to have changed something. With `--nodes` there are several nodes (see [`crate::nodes`]); more may be asked for
+//! at any time, fewer never: a node leaves by `velum cluster remove`.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use velum_node::{
-    config::{CloudConfig, KeyConfig, Listen, NodeConfig, Size},
+    config::{CloudConfig, KeyConfig, Listen, NodeConfig, PeersConfig, Size},
     env::Env,
     node::{self, Layout},
 };
+use velum_protocol::id::NodeId;
 
 use crate::{
     clouds::{self, CloudArgs},
     error::Failure,
     files,
+    nodes::{self, Group},
     output::{self, Format},
     preflight, secret,
     serve::{self, Wishes},
@@ -29,6 +32,9 @@ use crate::{
 const VOLUME_DEFAULT: &str = "demo";
 /// Its size.
 const SIZE_DEFAULT: Size = Size::mib(1024);
+
+/// Where the first of several nodes listens for the others; the default of a settings file would be another node's admin door.
+const PEERS_DEFAULT: &str = "127.0.0.1:9900";
 
 /// How `up` is asked.
 #[derive(Args, Debug)]
@@ -55,37 +61,49 @@ pub(crate) struct Up {
     /// Where to answer operators [default: 127.0.0.1:9890]
     #[arg(long, value_parser = listen, value_name = "HOST:PORT")]
     admin: Option<Listen>,
-    /// Memory for buffer and caches [default: 512MiB]
+    /// Memory for buffer and caches of each node [default: 512MiB]
     #[arg(long)]
     memory: Option<Size>,
+    /// How many nodes there should be: 1, 3 or 5, in this process [default: those there are, at first 1]
+    ///
+    /// The doors of the others are at the next ports; of a socket PATH, at PATH-2 and so on.
+    #[arg(long, value_parser = node_count, value_name = "NUMBER")]
+    nodes: Option<usize>,
+    /// Where several nodes meet: the first one's door for the others [default: 127.0.0.1:9900]
+    #[arg(long, value_parser = listen, value_name = "HOST:PORT")]
+    peers: Option<Listen>,
 }
 
 /// Runs until it is told to stop.
 pub(crate) fn run(up: &Up, format: Format) -> Result<(), Failure> {
     let dir = files::absolute(&up.dir)?;
-    let config = serve::on_node_thread(settle(up, &dir))??;
-    let mut resolved = config.clone();
-    resolved.resolve(&dir);
-    let secret = secret::fetch(&resolved.key)?;
+    let group = serve::on_node_thread(settle(up, &dir))??;
+    let mut first = group.first.clone();
+    first.resolve(&dir);
+    let secret = secret::fetch(&first.key)?;
     let wishes = Wishes {
         create: true,
         volume: up.volume.clone(),
         size: up.size,
         first_volume: Some((VOLUME_DEFAULT.to_owned(), SIZE_DEFAULT)),
     };
-    serve::run(resolved, &secret, &wishes, format)
+    if group.wanted == 1 {
+        return serve::run(first, &secret, &wishes, format);
+    }
+    serve::expect_private_memory();
+    nodes::run(&group, &secret, &wishes, format)
 }
 
-/// The settings. For a first run, or one that did not get to its end, everything is checked before any of it is written
+/// The nodes. For a first run, or one that did not get to its end, everything is checked before any of it is written
 /// down: so a run that is refused has changed nothing, and one that is broken off is gone on with.
-async fn settle(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
+async fn settle(up: &Up, dir: &Path) -> Result<Group, Failure> {
     let env = serve::environment()?;
     let path = dir.join(CONFIG_NAME);
     let written = if files::exists(&path) { Some(settings::read(&path)?) } else { None };
     let written = match written {
         Some(config) if is_made(&env, &config, dir).await? => {
             unchanged(up, &config, dir, &path)?;
-            return Ok(config);
+            return grown(up, &env, config, dir).await;
         }
         unfinished => unfinished,
     };
@@ -93,10 +111,11 @@ async fn settle(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
         output::say(&format!("the first run in {} did not get to its end: going on with it", dir.display()));
     }
     let config = first(up, dir, written)?;
+    let wanted = up.nodes.unwrap_or(1);
     let mut resolved = config.clone();
     resolved.resolve(dir);
     settings::warn(&resolved.check("the command line")?);
-    preflight::doors(&env, &resolved).await?;
+    nodes::doors(&env, dir, &expected(&config, 1, wanted)?).await?;
     let key = keyfile(&resolved)?;
     let identity = Layout::new(&resolved.dir).identity();
     let own = if files::exists(&identity) { Some(files::read(&identity)?) } else { None };
@@ -109,7 +128,57 @@ async fn settle(up: &Up, dir: &Path) -> Result<NodeConfig, Failure> {
             keyfile.display()
         ));
     }
-    Ok(config)
+    Ok(Group { dir: dir.to_owned(), first: config, others: Vec::new(), wanted })
+}
+
+/// The settings of nodes that are to be, as far as their numbers can be foreseen.
+fn expected(first: &NodeConfig, from: u64, count: usize) -> Result<Vec<NodeConfig>, Failure> {
+    let numbers = (from..).map(NodeId).take(count);
+    numbers.map(|number| if number == first.node { Ok(first.clone()) } else { nodes::beside(first, number) }).collect()
+}
+
+/// The nodes of a cluster that has been made, and how many more are to join them. One that was alone gets its door for them.
+async fn grown(up: &Up, env: &Env, mut first: NodeConfig, dir: &Path) -> Result<Group, Failure> {
+    let others = nodes::others(env, dir).await?;
+    let present = 1 + others.len();
+    let wanted = up.nodes.unwrap_or(present);
+    if wanted < present {
+        let what = format!("--nodes says {wanted}, {} has {present} nodes", dir.display());
+        let remedy = "leave the flag out to run them all; `velum cluster remove` takes one out of the cluster for good, then \
+                      delete its directory and its settings";
+        return Err(Failure::usage(what, remedy));
+    }
+    if wanted > present {
+        if first.node != NodeId(1) {
+            let what = format!("the node of {} is no first one of a cluster", dir.display());
+            return Err(Failure::usage(what, "leave --nodes out; more nodes join by `velum cluster join`"));
+        }
+        let was_alone = first.peers.is_none();
+        if was_alone {
+            first.peers = Some(peers(up));
+        }
+        let last = others.last().map_or(first.node, |config| config.node);
+        let more = expected(&first, last.0 + 1, wanted - present)?;
+        nodes::doors(env, dir, &[std::slice::from_ref(&first), &others, &more].concat()).await?;
+        if was_alone {
+            add_peers(dir, &first)?;
+        }
+    }
+    Ok(Group { dir: dir.to_owned(), first, others, wanted })
+}
+
+/// Adds the table that opens the door for other nodes to the settings, and leaves all else as it is written there.
+fn add_peers(dir: &Path, config: &NodeConfig) -> Result<(), Failure> {
+    let path = dir.join(CONFIG_NAME);
+    let listen = &config.peers.as_ref().expect("the door was just chosen").listen;
+    let mut text = files::read(&path)?;
+    text.extend_from_slice(format!("\n[peers]\nlisten = \"{listen}\"\n").as_bytes());
+    files::replace(&path, &text)
+}
+
+/// The door for other nodes.
+fn peers(up: &Up) -> PeersConfig {
+    PeersConfig { listen: up.peers.clone().unwrap_or_else(|| Listen::tcp(PEERS_DEFAULT)), advertise: None }
 }
 
 /// True when the settings' node is there and not running.
@@ -168,6 +237,9 @@ fn first(up: &Up, dir: &Path, written: Option<NodeConfig>) -> Result<NodeConfig,
     if let Some(memory) = up.memory {
         config.memory = memory;
     }
+    if up.nodes.is_some_and(|nodes| nodes > 1) || up.peers.is_some() {
+        config.peers = Some(peers(up));
+    }
     Ok(config)
 }
 
@@ -199,12 +271,15 @@ fn unchanged(up: &Up, config: &NodeConfig, dir: &Path, path: &Path) -> Result<()
     };
     let other_clouds =
         !up.clouds.clouds.is_empty() && places(clouds::named(&up.clouds.clouds)?) != places(config.clouds.clone());
+    let told = config.peers.as_ref().map(|peers| &peers.listen);
+    let other_peers = up.peers.as_ref().is_some_and(|peers| told.map_or(up.nodes.is_none(), |told| told != peers));
     let contradictions = [
         ("--cloud", other_clouds),
         ("--few-clouds", up.few_clouds && !config.few_clouds),
         ("--nbd", !up.nbd.is_empty() && up.nbd != config.nbd.listen),
         ("--admin", up.admin.as_ref().is_some_and(|admin| *admin != config.admin.listen)),
         ("--memory", up.memory.is_some_and(|memory| memory != config.memory)),
+        ("--peers", other_peers),
     ];
     let flags: Vec<&str> = contradictions.iter().filter(|(_, differs)| *differs).map(|(flag, _)| *flag).collect();
     if flags.is_empty() {
@@ -213,6 +288,11 @@ fn unchanged(up: &Up, config: &NodeConfig, dir: &Path, path: &Path) -> Result<()
     let verb = if flags.len() == 1 { "says" } else { "say" };
     let what = format!("{} {verb} otherwise than {}", flags.join(", "), path.display());
     Err(Failure::usage(what, "leave the flag out to carry on as before, or edit the file while nothing runs"))
+}
+
+fn node_count(text: &str) -> Result<usize, String> {
+    let count = text.parse::<usize>().ok().filter(|count| matches!(*count, 1 | 3 | nodes::NODES_MAX));
+    count.ok_or_else(|| "give 1, 3 or 5: with an even number no more may be lost than with one fewer".to_owned())
 }
 
 fn listen(text: &str) -> Result<Listen, String> {
@@ -261,6 +341,20 @@ mod tests {
     }
 
     #[test]
+    fn several_nodes_meet_at_a_door_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let door = |arguments: &[&str]| {
+            first(&asked(arguments), folder.path(), None).unwrap().peers.map(|peers| peers.listen.to_string())
+        };
+        assert_eq!(door(&["--nodes", "1"]), None);
+        assert_eq!(door(&["--nodes", "3"]).as_deref(), Some(PEERS_DEFAULT));
+        assert_eq!(door(&["--nodes", "3", "--peers", "127.0.0.1:7"]).as_deref(), Some("127.0.0.1:7"));
+        let config = first(&asked(&["--nodes", "5"]), folder.path(), None).unwrap();
+        let numbers: Vec<u64> = expected(&config, 1, 5).unwrap().iter().map(|config| config.node.0).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
     fn an_unfinished_run_takes_what_the_flags_say_now() {
         let folder = tempfile::tempdir().unwrap();
         let written = first(&asked(&["--admin", "127.0.0.1:9000", "--memory", "1GiB"]), folder.path(), None).unwrap();
@@ -284,6 +378,7 @@ mod tests {
             (["--nbd", "127.0.0.1:1"], "--nbd"),
             (["--admin", "127.0.0.1:1"], "--admin"),
             (["--memory", "1GiB"], "--memory"),
+            (["--peers", "127.0.0.1:1"], "--peers"),
         ] {
             let refused = judge(&arguments).unwrap_err().to_string();
             assert!(refused.starts_with(&format!("{flag} says otherwise")), "{refused}");

@@ -57,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) admin: String,
     pub(crate) nbd: String,
     pub(crate) volumes: Vec<String>,
+    /// Guests' and operators' doors of every node of the process, this one first.
+    pub(crate) beside: Vec<(String, String)>,
 }
 
 /// Settings that make a small node quickly: the journal is written in advance. Everything is beside the file.
@@ -180,9 +182,14 @@ impl Node {
         let ready: Value = running.await_line();
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
         let volumes = ready["volumes"].as_array().expect("volumes").iter().map(text).collect();
-        let nbd = text(&ready["nbd"][0]);
-        let nbd = nbd.trim_start_matches("nbd://").split('/').next().expect("an address").to_owned();
-        Self { running, admin: text(&ready["admin"]), nbd, volumes }
+        let doors = |of: &Value| {
+            let nbd = text(&of["nbd"][0]);
+            let nbd = nbd.trim_start_matches("nbd://").split('/').next().expect("an address").to_owned();
+            (nbd, text(&of["admin"]))
+        };
+        let beside = ready["nodes"].as_array().expect("nodes").iter().map(doors).collect();
+        let (nbd, admin) = doors(&ready);
+        Self { running, admin, nbd, volumes, beside }
     }
 
     /// Waits for an end that it comes to by itself.

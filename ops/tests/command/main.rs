@@ -19,3 +19,5 @@ mod inspect;
 mod living;
 #[cfg(test)]
 mod nbd;
+#[cfg(test)]
+mod nodes;

@@ -27,7 +27,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("getrandom", &["node/src/env/real/"]),
     ("clap", &["ops/", "sim/"]),
     ("reqwest", &["ops/src/client.rs", "node/src/env/real/"]),
-    ("thread::Builder", &["node/src/env/real/", "node/src/server/admin/http.rs", "sim/src/runtime.rs"]),
+    (
+        "thread::Builder",
+        &["node/src/env/real/", "node/src/server/admin/http.rs", "sim/src/runtime.rs", "ops/src/nodes.rs"],
+    ),
     ("crc32c", &["protocol/src/checksum.rs"]),
 ];
 
