@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use velum_node::node;
 use velum_protocol::{
-    admin::{ClusterStatus, MemberStatus, Token},
+    admin::{CloudLag, ClusterStatus, MemberStatus, Token, VolumeStanding},
     invitation::Invitation,
 };
 
 use crate::{
     client::{self, Client, Target},
     error::Failure,
-    output::{self, Format, Table, optional},
+    output::{self, Format, Table, bytes, optional, seconds},
     secret, serve, settings,
 };
 
@@ -137,7 +137,7 @@ fn join(path: &Path, token: &str, format: Format) -> Result<(), Failure> {
     })?
 }
 
-/// The nodes on stdout; beside them, for people, what is to be done.
+/// The nodes and volumes on stdout; beside them, for people, what is to be done.
 fn show(format: Format, status: ClusterStatus) {
     if format == Format::Table {
         for node in &status.offered {
@@ -147,7 +147,11 @@ fn show(format: Format, status: ClusterStatus) {
             output::say(&format!("next: {advice}"));
         }
     }
-    output::print(format, &Status(status));
+    output::print(format, &Status(&status));
+    if format == Format::Table && !status.volumes.is_empty() {
+        output::line("");
+        output::print(format, &Volumes(&status.volumes));
+    }
 }
 
 /// A node that was made.
@@ -174,23 +178,76 @@ impl Table for Shown {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 #[serde(transparent)]
-struct Status(ClusterStatus);
+struct Status<'a>(&'a ClusterStatus);
 
-impl Table for Status {
+impl Table for Status<'_> {
     fn rows(&self) -> Vec<Vec<String>> {
-        let head = ["NODE", "ROLE", "REACHED", "ADDRESS", "VOLUMES", "LAST ERROR"].map(str::to_owned).to_vec();
+        let head = ["NODE", "ROLE", "REACHED", "LAG", "ADDRESS", "VOLUMES", "LAST ERROR"].map(str::to_owned).to_vec();
         let row = |member: &MemberStatus| {
             vec![
                 member.node.to_string(),
                 member.role.to_string(),
                 (if member.reached { "yes" } else { "no" }).to_owned(),
+                optional(member.lag_entries, |entries| entries.to_string()),
                 optional(member.address.clone(), |address| address),
                 member.volumes.join(","),
                 optional(member.last_error.clone(), |error| error),
             ]
         };
         std::iter::once(head).chain(self.0.nodes.iter().map(row)).collect()
+    }
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Volumes<'a>(&'a [VolumeStanding]);
+
+impl Table for Volumes<'_> {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = ["VOLUME", "OWNER", "EPOCH", "KEPT BY", "CLOUDS BEHIND", "NOT IN CLOUDS", "FOR"];
+        let row = |volume: &VolumeStanding| {
+            let behind = volume.clouds.iter().filter(|cloud| cloud.lag_records > 0);
+            let behind: Vec<String> =
+                behind.map(|CloudLag { cloud, lag_records, .. }| format!("{cloud} by {lag_records}")).collect();
+            let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+            let exposure = volume.exposure.as_ref();
+            vec![
+                volume.name.clone(),
+                optional(volume.owner, |owner| owner.to_string()),
+                volume.epoch.to_string(),
+                if volume.members.is_empty() { "owner alone".to_owned() } else { numbers(&volume.members) },
+                if behind.is_empty() { "none".to_owned() } else { behind.join(", ") },
+                exposure.map_or_else(|| "ask its owner".to_owned(), |exposure| bytes(exposure.dirty_bytes)),
+                optional(exposure.and_then(|exposure| exposure.oldest_dirty_seconds), seconds),
+            ]
+        };
+        std::iter::once(head.map(str::to_owned).to_vec()).chain(self.0.iter().map(row)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use velum_protocol::admin::Exposure;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_shows_who_keeps_it_and_what_is_at_risk() {
+        let cloud = |lag_records| CloudLag { cloud: "c".to_owned(), cursor_seq: 1, lag_records, lag_bytes: 0 };
+        let exposure = Exposure { dirty_bytes: 4096, oldest_dirty_seconds: Some(2.0), head_seq: 3, durable_seq: 2 };
+        let own = VolumeStanding {
+            name: "v".to_owned(),
+            owner: Some(2),
+            epoch: 7,
+            members: vec![1, 2, 3],
+            clouds: vec![cloud(0), cloud(5)],
+            exposure: Some(exposure),
+        };
+        let other = VolumeStanding { members: Vec::new(), clouds: vec![cloud(0)], exposure: None, ..own.clone() };
+        let rows = Volumes(&[own, other]).rows();
+        assert_eq!(rows[1], ["v", "2", "7", "1,2,3", "c by 5", "4.0 KiB", "2.0 s"]);
+        assert_eq!(rows[2], ["v", "2", "7", "owner alone", "none", "ask its owner", "-"]);
     }
 }

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 
+mod cluster;
+
+pub use cluster::{ClusterStatus, MemberRole, MemberStatus, Token, VolumeStanding};
+
 /// True for the names that clouds and volumes may have: `[a-z0-9._-]{1,63}`.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
@@ -288,79 +292,6 @@ pub struct RaftStatus {
     pub members: Vec<u64>,
     /// Why raft has stopped until the node is restarted, if it has: nothing is agreed on meanwhile, and nothing flushed.
     pub halted: Option<String>,
-}
-
-/// The nodes of the cluster as one of them sees them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterStatus {
-    /// The cluster, in hexadecimal.
-    pub cluster: String,
-    /// The node that answers.
-    pub node: u64,
-    /// The leader as far as this node knows.
-    pub leader: Option<u64>,
-    /// Every node that was not removed.
-    pub nodes: Vec<MemberStatus>,
-    /// Numbers of nodes that may join with a token and have not yet.
-    pub offered: Vec<u64>,
-    /// What an operator should do next, the most urgent first.
-    pub advice: Vec<String>,
-}
-
-/// One node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemberStatus {
-    /// Its number.
-    pub node: u64,
-    /// Where the others find it; none before it has said so.
-    pub address: Option<String>,
-    /// What it is in the group.
-    pub role: MemberRole,
-    /// Whether the node that answers reaches it.
-    pub reached: bool,
-    /// Why it was not reached last.
-    pub last_error: Option<String>,
-    /// Volumes it owns.
-    pub volumes: Vec<String>,
-}
-
-/// What a node is in the group that agrees on metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MemberRole {
-    /// Leads.
-    Leader,
-    /// Votes.
-    Voter,
-    /// Is told everything and has no vote yet.
-    Learner,
-    /// May join and is not told anything yet.
-    Joining,
-    /// Is on its way out.
-    Leaving,
-}
-
-impl fmt::Display for MemberRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Leader => "leader",
-            Self::Voter => "voter",
-            Self::Learner => "learner",
-            Self::Joining => "joining",
-            Self::Leaving => "leaving",
-        })
-    }
-}
-
-/// The right to become one node of the cluster, once. Whoever has it and the root key may join.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Token {
-    /// The number that the new node has, to be set as `node` in its settings.
-    pub node: u64,
-    /// To be given to `velum cluster join`.
-    pub token: String,
-    /// How long it is good for.
-    pub expires_seconds: u64,
 }
 
 /// A volume in a list.

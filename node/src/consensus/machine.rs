@@ -127,6 +127,8 @@ pub(super) enum Effect {
     Members(format::Membership),
     /// The state of affairs has changed.
     Report(RaftStatus),
+    /// How many agreed entries each other member is not known to have; nothing is told by one that does not lead.
+    ReportLags(BTreeMap<u64, u64>),
     /// Nothing goes on: the reason is in the status.
     Halt(&'static str),
 }
@@ -210,6 +212,7 @@ pub(super) struct Machine {
     crowded: bool,
     journal: JournalBounds,
     reported: RaftStatus,
+    reported_lags: BTreeMap<u64, u64>,
     halted: Option<&'static str>,
 }
 
@@ -261,6 +264,7 @@ impl Machine {
             crowded: false,
             journal,
             reported: RaftStatus::default(),
+            reported_lags: BTreeMap::new(),
             halted: None,
         })
     }
@@ -496,7 +500,10 @@ impl actor::Machine for Machine {
         self.set_election_timeout();
         match input {
             Input::Begin => self.begin(effects),
-            Input::Tick => self.tick(effects),
+            Input::Tick => {
+                self.tick(effects);
+                self.report_lags(effects);
+            }
             Input::Receive { from, frame, state } => self.receive(from, frame, state, effects),
             Input::Unreachable(node) => {
                 self.raft.report_unreachable(node.0);

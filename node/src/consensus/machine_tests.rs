@@ -202,7 +202,8 @@ impl Group {
                 | Effect::ArmTick
                 | Effect::WatchJournal
                 | Effect::Members(_)
-                | Effect::Report(_) => {}
+                | Effect::Report(_)
+                | Effect::ReportLags(_) => {}
             }
         }
         for to in sent {

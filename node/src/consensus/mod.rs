@@ -476,6 +476,12 @@ impl Consensus {
         self.shared.members.borrow().clone()
     }
 
+    /// How many agreed entries another member is not known to have; only the leader knows.
+    #[must_use]
+    pub fn lag(&self, node: NodeId) -> Option<u64> {
+        self.shared.lags.borrow().get(&node.0).copied()
+    }
+
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> RaftStatus {

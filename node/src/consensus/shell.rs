@@ -43,6 +43,7 @@ pub(super) struct Shared {
     pub(super) replies: RefCell<BTreeMap<u64, Reply>>,
     pub(super) next_ticket: Cell<u64>,
     pub(super) status: Cell<RaftStatus>,
+    pub(super) lags: RefCell<BTreeMap<u64, u64>>,
     pub(super) members: RefCell<Membership>,
     pub(super) caught_up: RefCell<Option<oneshot::Sender<Result<(), &'static str>>>>,
     pub(super) waiting: RefCell<Option<oneshot::Receiver<Result<(), &'static str>>>>,
@@ -195,6 +196,7 @@ impl ActorShell<Machine> for Shell {
             Effect::CaughtUp => self.shared.start_ended(Ok(())),
             Effect::Members(members) => *self.shared.members.borrow_mut() = members,
             Effect::Report(status) => self.shared.status.set(status),
+            Effect::ReportLags(lags) => *self.shared.lags.borrow_mut() = lags,
             Effect::Halt(reason) => {
                 tracing::error!(reason, "raft has stopped; restart the node");
                 self.shared.start_ended(Err(reason));

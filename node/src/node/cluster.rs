@@ -3,21 +3,24 @@
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use velum_protocol::{
-    admin::{ClusterStatus, MemberRole, MemberStatus, Problem, ProblemKind, Response, Token},
+    admin::{ClusterStatus, MemberRole, MemberStatus, Problem, ProblemKind, Response, Token, VolumeStanding},
     format::metadata::Command,
-    id::NodeId,
+    id::{NodeId, VolumeId},
     invitation::{Invitation, TokenSecret},
 };
 
-use super::{Assembly, members::OFFER_TIME};
+use super::{Assembly, members::OFFER_TIME, views};
 use crate::{
     consensus::ProposeError,
-    metadata::State,
+    metadata::{State, state::VolumeState},
     peer::{LinkState, LinkStatus},
 };
 
 /// How long an answer waits for the group to have changed.
 const CHANGE_WAIT: Duration = Duration::from_secs(15);
+
+/// Age of what is not in enough clouds from which on an operator should look at these; the alert's.
+const EXPOSED_SECONDS_MAX: f64 = 60.0;
 
 /// How often it looks.
 const CHANGE_LOOK: Duration = Duration::from_millis(50);
@@ -26,18 +29,35 @@ impl Assembly {
     /// The nodes as this one sees them.
     pub(super) fn cluster_status(&self) -> ClusterStatus {
         let leader = self.consensus.status().leader;
-        let nodes = self.metadata.with(|state| self.members(state));
+        let (nodes, volumes) = self.metadata.with(|state| (self.members(state), self.standings(state)));
         let offered = self.metadata.with(|state| {
             let open = state.offers.iter().filter(|(_, offer)| offer.taken_by.is_none());
             open.map(|(node, _)| node.0).collect()
         });
-        let advice = advice(leader, &nodes);
+        let advice = advice(leader, &nodes, &volumes);
         let cluster = self.keyring.cluster().to_string();
-        ClusterStatus { cluster, node: self.node.0, leader, nodes, offered, advice }
+        ClusterStatus { cluster, node: self.node.0, leader, nodes, volumes, offered, advice }
+    }
+
+    fn standings(&self, state: &State) -> Vec<VolumeStanding> {
+        let live = state.volumes.iter().filter(|(_, volume)| !volume.deleted);
+        let standing = |(id, volume): (&VolumeId, &VolumeState)| VolumeStanding {
+            name: volume.name.clone(),
+            owner: volume.owner.map(|owner| owner.0),
+            epoch: volume.epoch.0,
+            members: match state.ensembles.get(id) {
+                Some(ensemble) => ensemble.members.iter().map(|member| member.0).collect(),
+                None => Vec::new(),
+            },
+            clouds: state.clouds.iter().map(|cloud| views::lag(volume, &cloud.name)).collect(),
+            exposure: (volume.owner == Some(self.node)).then(|| views::exposure(self, *id, volume)),
+        };
+        live.map(standing).collect()
     }
 
     fn members(&self, state: &State) -> Vec<MemberStatus> {
-        let (members, leader) = (self.consensus.members(), self.consensus.status().leader);
+        let (members, status) = (self.consensus.members(), self.consensus.status());
+        let leader = status.leader;
         let links: BTreeMap<NodeId, LinkStatus> = match &self.peers {
             Some(peers) => peers.links.status().into_iter().map(|link| (link.node, link)).collect(),
             None => BTreeMap::new(),
@@ -63,6 +83,11 @@ impl Assembly {
                 role,
                 reached,
                 last_error: link.filter(|_| !reached).and_then(|link| link.last_error.clone()),
+                lag_entries: if node == self.node {
+                    Some(status.commit.saturating_sub(status.applied))
+                } else {
+                    self.consensus.lag(node)
+                },
                 volumes: owned.map(|volume| volume.name.clone()).collect(),
             }
         };
@@ -152,7 +177,7 @@ fn alone() -> Problem {
 }
 
 /// What an operator should do, the most urgent first.
-fn advice(leader: Option<u64>, nodes: &[MemberStatus]) -> Vec<String> {
+fn advice(leader: Option<u64>, nodes: &[MemberStatus], volumes: &[VolumeStanding]) -> Vec<String> {
     let mut advice = Vec::new();
     if leader.is_none() {
         advice.push(
@@ -173,6 +198,23 @@ fn advice(leader: Option<u64>, nodes: &[MemberStatus]) -> Vec<String> {
     for node in nodes.iter().filter(|node| node.role == MemberRole::Joining && !node.reached) {
         advice.push(format!("node {} has a place and is not reached: start it with `velum node --config`", node.node));
     }
+    let is_away = |number: &&u64| nodes.iter().any(|node| node.node == **number && !node.reached);
+    for VolumeStanding { name, members, .. } in volumes {
+        let away: Vec<String> = members.iter().filter(is_away).map(u64::to_string).collect();
+        if !away.is_empty() {
+            let (all, kept) = (members.len(), members.len() - away.len());
+            let who = away.join(" and ");
+            advice.push(format!("the journal of {name} is kept by {kept} of {all} nodes: bring back node {who}"));
+        }
+    }
+    for VolumeStanding { name, exposure, .. } in volumes {
+        let age = exposure.as_ref().and_then(|exposure| exposure.oldest_dirty_seconds);
+        if let Some(age) = age.filter(|age| *age > EXPOSED_SECONDS_MAX) {
+            advice.push(format!(
+                "what was acked of {name} has not reached enough clouds for {age:.0} s: `velum cloud list` shows which answer"
+            ));
+        }
+    }
     let voters = nodes.iter().filter(|node| matches!(node.role, MemberRole::Leader | MemberRole::Voter)).count();
     if voters > 0 && voters.is_multiple_of(2) {
         advice.push(format!(
@@ -185,23 +227,39 @@ fn advice(leader: Option<u64>, nodes: &[MemberStatus]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use velum_protocol::admin::Exposure;
+
     use super::*;
 
     fn node(node: u64, role: MemberRole, reached: bool, volumes: &[&str]) -> MemberStatus {
         let volumes = volumes.iter().map(|name| (*name).to_owned()).collect();
-        MemberStatus { node, address: None, role, reached, last_error: None, volumes }
+        MemberStatus { node, address: None, role, reached, last_error: None, lag_entries: None, volumes }
+    }
+
+    fn kept_by(members: &[u64]) -> VolumeStanding {
+        let members = members.to_vec();
+        VolumeStanding { name: "v".to_owned(), owner: Some(1), epoch: 1, members, clouds: Vec::new(), exposure: None }
     }
 
     #[test]
     fn advice_names_what_is_wrong_and_what_to_do() {
         use MemberRole::{Joining, Leader, Voter};
         let (one, two) = (node(1, Leader, true, &["a"]), node(2, Voter, true, &[]));
-        assert!(advice(Some(1), &[one.clone(), two.clone(), node(3, Voter, true, &[])]).is_empty());
-        assert!(advice(Some(1), std::slice::from_ref(&one)).is_empty(), "one node is no fault");
-        let words = |nodes: &[MemberStatus], leader| advice(leader, nodes).join("\n");
+        assert!(
+            advice(Some(1), &[one.clone(), two.clone(), node(3, Voter, true, &[])], &[kept_by(&[1, 2, 3])]).is_empty()
+        );
+        assert!(advice(Some(1), std::slice::from_ref(&one), &[kept_by(&[])]).is_empty(), "one node is no fault");
+        let words = |nodes: &[MemberStatus], leader| advice(leader, nodes, &[kept_by(&[1, 3])]).join("\n");
         assert!(words(&[one.clone(), two.clone()], Some(1)).contains("2 voters bear no more losses than 1"));
         let gone = words(&[one.clone(), two.clone(), node(3, Voter, false, &[])], Some(1));
         assert!(gone.contains("velum cluster remove 3"), "{gone}");
+        assert!(gone.contains("the journal of v is kept by 1 of 2 nodes: bring back node 3"), "{gone}");
+        let exposed = |seconds| {
+            let exposure = Exposure { oldest_dirty_seconds: Some(seconds), ..Exposure::default() };
+            advice(Some(1), std::slice::from_ref(&one), &[VolumeStanding { exposure: Some(exposure), ..kept_by(&[]) }])
+        };
+        assert!(exposed(5.0).is_empty());
+        assert!(exposed(75.0)[0].contains("acked of v has not reached enough clouds for 75 s"), "{:?}", exposed(75.0));
         let owner = words(&[one.clone(), two.clone(), node(3, Voter, false, &["b"])], Some(1));
         assert!(owner.contains("start it; nobody else serves b") && !owner.contains("remove"), "{owner}");
         assert!(words(&[one, two, node(3, Joining, false, &[])], None).starts_with("there is no leader"));

@@ -149,6 +149,20 @@ fn three_nodes_become_a_cluster_that_lives_on_while_one_is_gone() {
     hosts.use_volume(&two, "second", 2);
     assert_eq!(hosts.status(&one)["nodes"][1]["volumes"], serde_json::json!(["second"]));
     hosts.refused(&one, &["volume", "flush", "second"], &["owned by node 2", "--admin"]);
+    let second = |at| hosts.status(at)["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "second").cloned();
+    let (seen, own) = (second(&one).unwrap(), second(&two).unwrap());
+    assert_eq!(
+        (&seen["owner"], &seen["members"], &seen["exposure"]),
+        (&2.into(), &serde_json::json!([]), &Value::Null)
+    );
+    assert_eq!((&own["exposure"]["dirty_bytes"], own["clouds"].as_array().unwrap().len()), (&0.into(), 3));
+    // Every node knows how far it is itself, and the leader how far the others are.
+    let leader = hosts.status(&one)["leader"].as_u64().unwrap();
+    for (number, node) in (1..).zip([&one, &two, &three]) {
+        let status = hosts.status(node);
+        let told = status["nodes"].as_array().unwrap().iter().filter(|node| node["lag_entries"].is_u64()).count();
+        assert_eq!(told, if number == leader { 3 } else { 1 }, "{status}");
+    }
     hosts.refused(&one, &["volume", "create", "second", "--size", "4MiB"], &["exists already"]);
 
     // The lead goes where it is sent, and away when its node is killed.

@@ -1,5 +1,7 @@
 //! Who is in the group: one step at a time, a newcomer as learner first, votes given and taken with both majorities asked.
 
+use std::collections::BTreeMap;
+
 use raft::{
     StateRole,
     eraftpb::{ConfChangeV2, Entry},
@@ -83,6 +85,19 @@ impl Machine {
         progress.is_some_and(|progress| {
             progress.recent_active && progress.matched + LAG_ENTRIES_MAX >= raft.raft_log.last_index()
         })
+    }
+
+    /// Tells how far behind the others are, when that is another than before.
+    pub(super) fn report_lags(&mut self, effects: &mut Vec<Effect>) {
+        let raft = &self.raft.raft;
+        let is_leader = raft.state == StateRole::Leader;
+        let others = raft.prs().iter().filter(|(node, _)| is_leader && **node != raft.id);
+        let lags: BTreeMap<u64, u64> =
+            others.map(|(node, progress)| (*node, raft.raft_log.committed.saturating_sub(progress.matched))).collect();
+        if lags != self.reported_lags {
+            self.reported_lags.clone_from(&lags);
+            effects.push(Effect::ReportLags(lags));
+        }
     }
 
     /// Applies a membership entry.
