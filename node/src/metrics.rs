@@ -1,4 +1,4 @@
-//! Every metric of a node: its name, its labels and what it counts, in one place.
+//! Every metric of a node: its name, its labels and what it counts, in one place (those of the cluster in `metrics/cluster.rs`).
 //!
 //! Names are `velum_<module>_<what>_<unit>[_total]` in base units. Label values come from enums, from the names of the
 //! configured clouds, or from the first [`VOLUMES_LABELLED_MAX`] volumes, so that nothing a guest sends can make a series.
@@ -10,13 +10,15 @@ use std::{collections::BTreeSet, sync::Mutex};
 use prometheus::{Encoder, Gauge, GaugeVec, Histogram, IntGaugeVec, Opts, Registry, TextEncoder};
 pub use prometheus::{IntCounter, IntGauge};
 
+mod cluster;
 mod label;
 mod make;
 mod series;
 
+pub use cluster::{ClusterMetrics, EnsembleMetrics, PeerMetrics};
 pub use label::{
-    By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput,
-    Tier, WorkOutcome,
+    By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, NodeRole,
+    RefusedInput, Tier, WorkOutcome,
 };
 use make::Make;
 use series::{CloudSeries, VolumeSeries};
@@ -95,6 +97,8 @@ pub struct VolumeMetrics {
     pub stored_bytes: IntGauge,
     /// `velum_volume_live_bytes`
     pub live_bytes: IntGauge,
+    /// `velum_volume_lineage`
+    pub lineage: IntGauge,
 }
 
 /// The write-ahead log.
@@ -163,6 +167,8 @@ pub struct RaftMetrics {
     pub applied_index: IntGauge,
     /// `velum_raft_leader`: 1 on the leader.
     pub leader: IntGauge,
+    /// `velum_raft_has_leader`: 1 while the node knows of one.
+    pub has_leader: IntGauge,
     /// `velum_raft_halted`
     pub halted: IntGauge,
     /// `velum_raft_voters`
@@ -173,21 +179,6 @@ pub struct RaftMetrics {
     pub proposals: By<WorkOutcome, IntCounter>,
     /// `velum_raft_proposal_seconds`: from proposed to applied.
     pub proposal_seconds: Histogram,
-}
-
-/// Links to the other nodes.
-#[derive(Clone, Debug)]
-pub struct PeerMetrics {
-    /// `velum_peer_links`
-    pub links: IntGauge,
-    /// `velum_peer_dropped_frames_total`
-    pub dropped_frames: IntCounter,
-    /// `velum_peer_refused_connections_total`
-    pub refused_connections: IntCounter,
-    /// `velum_peer_sent_bytes_total`
-    pub sent_bytes: IntCounter,
-    /// `velum_peer_received_bytes_total`
-    pub received_bytes: IntCounter,
 }
 
 /// Checkpoints and reclaim.
@@ -272,6 +263,10 @@ pub struct Metrics {
     pub raft: RaftMetrics,
     /// Links to the other nodes.
     pub peer: PeerMetrics,
+    /// The nodes of the cluster.
+    pub cluster: ClusterMetrics,
+    /// Who keeps journals.
+    pub ensemble: EnsembleMetrics,
     /// Checkpoints and reclaim.
     pub upkeep: UpkeepMetrics,
     /// Compaction.
@@ -318,6 +313,8 @@ impl Metrics {
             cache: make.cache(),
             raft: make.raft(),
             peer: make.peer(),
+            cluster: make.cluster(),
+            ensemble: make.ensemble(),
             upkeep: make.upkeep(),
             compact: make.compact(),
             volumes: make.volumes(),
@@ -370,6 +367,7 @@ impl Metrics {
             durable_seq: self.volumes.durable_seq.with_label_values(label),
             stored_bytes: self.volumes.stored_bytes.with_label_values(label),
             live_bytes: self.volumes.live_bytes.with_label_values(label),
+            lineage: self.volumes.lineage.with_label_values(label),
         }
     }
 
@@ -392,6 +390,7 @@ impl Metrics {
         let _ = self.volumes.durable_seq.remove_label_values(&[name]);
         let _ = self.volumes.stored_bytes.remove_label_values(&[name]);
         let _ = self.volumes.live_bytes.remove_label_values(&[name]);
+        let _ = self.volumes.lineage.remove_label_values(&[name]);
         for cloud in clouds {
             let _ = self.cursor.remove_label_values(&[cloud, name]);
         }
@@ -493,6 +492,7 @@ impl Make {
             commit_index: self.gauge("velum_raft_commit_index", "Last committed entry"),
             applied_index: self.gauge("velum_raft_applied_index", "Last applied entry"),
             leader: self.gauge("velum_raft_leader", "1 on the leader"),
+            has_leader: self.gauge("velum_raft_has_leader", "1 while a leader is known"),
             halted: self.gauge("velum_raft_halted", "1 when raft has stopped until a restart: nothing is flushed"),
             voters: self.gauge("velum_raft_voters", "Members with a vote"),
             refused_messages: self.counter("velum_raft_refused_messages_total", "Messages of peers not let through"),
@@ -502,16 +502,6 @@ impl Make {
                 "Time from proposed to applied",
                 LOCAL_SECONDS,
             ),
-        }
-    }
-
-    fn peer(&self) -> PeerMetrics {
-        PeerMetrics {
-            links: self.gauge("velum_peer_links", "Links to other nodes that are up"),
-            dropped_frames: self.counter("velum_peer_dropped_frames_total", "Frames not sent: no link, or no room"),
-            refused_connections: self.counter("velum_peer_refused_connections_total", "Connections turned away"),
-            sent_bytes: self.counter("velum_peer_sent_bytes_total", "Bytes of frames sent"),
-            received_bytes: self.counter("velum_peer_received_bytes_total", "Bytes of frames taken"),
         }
     }
 
@@ -550,6 +540,7 @@ impl Make {
             head_seq: self.gauges("velum_volume_head_seq", "Newest sequence record", label),
             stored_bytes: self.gauges("velum_volume_stored_bytes", "Bytes of the segments that hold a volume", label),
             live_bytes: self.gauges("velum_volume_live_bytes", "Bytes of live blocks in them", label),
+            lineage: self.gauges("velum_volume_lineage", "Rises when acked writes may have been lost", label),
             durable_seq: self.gauges("velum_volume_durable_seq", "Newest sequence record in enough clouds", label),
         }
     }

@@ -127,6 +127,19 @@ label! {
     }
 }
 label! {
+    /// What a node is in the group that agrees on metadata.
+    NodeRole "role" {
+        /// Votes; one of these leads.
+        Voter = "voter",
+        /// Is told everything and has no vote yet.
+        Learner = "learner",
+        /// May join and is not told anything yet.
+        Joining = "joining",
+        /// Is on its way out.
+        Leaving = "leaving",
+    }
+}
+label! {
     /// What was asked of a cloud.
     CloudRequest "kind" {
         /// Store an object.

@@ -11,6 +11,7 @@ pub(super) struct VolumeSeries {
     pub(super) durable_seq: IntGaugeVec,
     pub(super) stored_bytes: IntGaugeVec,
     pub(super) live_bytes: IntGaugeVec,
+    pub(super) lineage: IntGaugeVec,
 }
 
 /// Of clouds.

@@ -56,6 +56,16 @@ fn three_nodes_live_in_one_process_and_start_again() {
     trio.expect_votes(&up, &[1, 2, 3]);
     let said = up.said();
     assert!(said.contains("node 2 joins") && said.contains("node 3 joins"), "{said}");
+    let told = [
+        "velum_cluster_nodes{role=\"voter\"} 3",
+        "velum_raft_has_leader 1",
+        "velum_peer_links 2",
+        "velum_peer_down_links 0",
+    ];
+    wait("the metrics tell of the cluster", || {
+        let (_, metrics) = up.http(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        told.iter().all(|line| metrics.lines().any(|given| given == *line))
+    });
     nbd::write(&up.nbd, "demo", 0, &[7; 4096]);
     trio.bench.velum(&["volume", "flush", "demo", "--admin", &up.admin]).expect(0, &[]);
     up.stop(Signal::TERM).expect(0, &["stopping"]);

@@ -21,8 +21,8 @@ fn mentioned(text: &str) -> BTreeSet<String> {
 
 /// Names of the metrics that the node registers.
 fn registered() -> BTreeSet<String> {
-    let text = read("node/src/metrics.rs");
-    let quoted = text.split('"').skip(1).step_by(2);
+    let sources = ["node/src/metrics.rs", "node/src/metrics/cluster.rs"].map(read);
+    let quoted = sources.iter().flat_map(|text| text.split('"').skip(1).step_by(2));
     let names: BTreeSet<String> = quoted
         .filter(|text| text.starts_with("velum_") && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
         .map(str::to_owned)
@@ -76,9 +76,15 @@ fn metric_names_have_their_unit_last() {
         "velum_journal_poisoned",
         "velum_raft_term",
         "velum_raft_leader",
+        "velum_raft_has_leader",
         "velum_raft_halted",
         "velum_raft_voters",
         "velum_peer_links",
+        "velum_peer_down_links",
+        "velum_cluster_nodes",
+        "velum_ensemble_members",
+        "velum_ensemble_wanted_members",
+        "velum_volume_lineage",
         "velum_cloud_up",
         "velum_cloud_state",
     ];
