@@ -16,6 +16,8 @@ use url::Url;
 use velum_protocol::id::NodeId;
 
 mod check;
+#[cfg(test)]
+mod documented;
 mod error;
 mod keys;
 mod listen;
