@@ -227,7 +227,8 @@ impl House<'_, '_> {
     /// Runs a node on a thread of its own; completes with what it serves.
     fn start(&self, config: NodeConfig, wishes: Option<Wishes>) -> Result<oneshot::Receiver<Served>, Failure> {
         let (ready, served) = oneshot::channel();
-        let (node, secret, ended, mut word) = (config.node, self.secret, self.ended.clone(), self.word.clone());
+        let (node, secret, ended) = (config.node, self.secret, self.ended.clone());
+        let mut word = if node == self.group.first.node { self.word.clone() } else { self.word.quiet() };
         let live = move || {
             let _span = tracing::info_span!("node", number = node.0).entered();
             let serving = |served| {

@@ -106,7 +106,7 @@ pub(crate) async fn serve(
         Either::Right(_) => None,
     };
     let Some((node, _door, served)) = started else {
-        output::say("stopped before anything was served; the next start goes on from here");
+        word.say("stopped before anything was served; the next start goes on from here");
         return Ok(());
     };
     serving(served);
@@ -181,7 +181,7 @@ async fn until_stopped(node: Node, word: &mut Word) -> Result<(), Failure> {
         }
     };
     let Some(cause) = failed else {
-        output::say("stopping; once more stops at once, and loses nothing that was acked");
+        word.say("stopping; once more stops at once, and loses nothing that was acked");
         select(pin!(node.stop()), pin!(word.next())).await;
         return Ok(());
     };
@@ -328,14 +328,15 @@ pub(crate) fn announce(nodes: &[Served], config: &NodeConfig, format: Format) {
     output::line(&format!("after a barrier it is {}", durability.barrier));
     output::line(&format!("within seconds it is {}", durability.flush));
     if let Some(address) = nbd.first().filter(|_| !volumes.is_empty()) {
-        output::line(&format!("\n{}", next_steps(&uri(address, first), first, admin)));
+        output::line(&format!("\n{}", next_steps(&uri(address, first), first, admin, nodes.len() > 1)));
     }
     output::line("\nCtrl-C stops");
 }
 
 /// What to type next.
-fn next_steps(uri: &str, volume: &str, admin: &str) -> String {
+fn next_steps(uri: &str, volume: &str, admin: &str, is_one_of_several: bool) -> String {
     let target = if admin == "http://127.0.0.1:9890" { String::new() } else { format!(" --admin {admin}") };
+    let cluster = if is_one_of_several { format!("\n  velum cluster status{target}") } else { String::new() };
     format!(
         "what to type next:\n  \
          nbdinfo '{uri}'\n  \
@@ -343,7 +344,7 @@ fn next_steps(uri: &str, volume: &str, admin: &str) -> String {
          nbdfuse mnt/disk '{uri}' &\n  \
          qemu-system-x86_64 -drive 'format=raw,file={uri}'\n  \
          velum volume flush {volume}{target}\n  \
-         velum volume show {volume}{target}"
+         velum volume show {volume}{target}{cluster}"
     )
 }
 
@@ -360,9 +361,22 @@ fn uri(address: &Address, volume: &str) -> String {
 pub(crate) struct Word {
     given: watch::Receiver<u32>,
     heard: u32,
+    /// Whoever hears it says so: one of several nodes is enough.
+    speaks: bool,
 }
 
 impl Word {
+    /// The same for another node, which does not say that it heard it.
+    pub(crate) fn quiet(&self) -> Self {
+        Self { speaks: false, ..self.clone() }
+    }
+
+    fn say(&self, text: &str) {
+        if self.speaks {
+            output::say(text);
+        }
+    }
+
     /// Completes when it is given once more.
     pub(crate) async fn next(&mut self) {
         let heard = self.heard;
@@ -386,5 +400,5 @@ pub(crate) fn listen() -> Result<(watch::Sender<u32>, Word), Failure> {
             giver.send_modify(|given| *given += 1);
         }
     });
-    Ok((give, Word { given, heard: 0 }))
+    Ok((give, Word { given, heard: 0, speaks: true }))
 }

@@ -155,7 +155,7 @@ async fn grown(up: &Up, env: &Env, mut first: NodeConfig, dir: &Path) -> Result<
         }
         let was_alone = first.peers.is_none();
         if was_alone {
-            first.peers = Some(peers(up));
+            first.peers = Some(peers(up)?);
         }
         let last = others.last().map_or(first.node, |config| config.node);
         let more = expected(&first, last.0 + 1, wanted - present)?;
@@ -176,9 +176,14 @@ fn add_peers(dir: &Path, config: &NodeConfig) -> Result<(), Failure> {
     files::replace(&path, &text)
 }
 
-/// The door for other nodes.
-fn peers(up: &Up) -> PeersConfig {
-    PeersConfig { listen: up.peers.clone().unwrap_or_else(|| Listen::tcp(PEERS_DEFAULT)), advertise: None }
+/// The door for other nodes. Nodes that all start again find each other where they were, so it is not the system's choice.
+fn peers(up: &Up) -> Result<PeersConfig, Failure> {
+    let listen = up.peers.clone().unwrap_or_else(|| Listen::tcp(PEERS_DEFAULT));
+    if listen.to_string().ends_with(":0") {
+        let remedy = "give a port that stays free: nodes that start again find each other where they were";
+        return Err(Failure::usage(format!("--peers says {listen}"), remedy));
+    }
+    Ok(PeersConfig { listen, advertise: None })
 }
 
 /// True when the settings' node is there and not running.
@@ -238,7 +243,7 @@ fn first(up: &Up, dir: &Path, written: Option<NodeConfig>) -> Result<NodeConfig,
         config.memory = memory;
     }
     if up.nodes.is_some_and(|nodes| nodes > 1) || up.peers.is_some() {
-        config.peers = Some(peers(up));
+        config.peers = Some(peers(up)?);
     }
     Ok(config)
 }
@@ -349,6 +354,8 @@ mod tests {
         assert_eq!(door(&["--nodes", "1"]), None);
         assert_eq!(door(&["--nodes", "3"]).as_deref(), Some(PEERS_DEFAULT));
         assert_eq!(door(&["--nodes", "3", "--peers", "127.0.0.1:7"]).as_deref(), Some("127.0.0.1:7"));
+        let refused = first(&asked(&["--peers", "127.0.0.1:0"]), folder.path(), None).unwrap_err().to_string();
+        assert!(refused.contains("port that stays free"), "{refused}");
         let config = first(&asked(&["--nodes", "5"]), folder.path(), None).unwrap();
         let numbers: Vec<u64> = expected(&config, 1, 5).unwrap().iter().map(|config| config.node.0).collect();
         assert_eq!(numbers, [1, 2, 3, 4, 5]);

@@ -1,6 +1,10 @@
 //! Several nodes in one process, as `velum up --nodes` runs them: over real sockets, joined with real tokens.
 
-use std::{fs, net::TcpListener};
+use std::{
+    fs,
+    net::TcpListener,
+    sync::atomic::{AtomicU16, Ordering},
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -11,12 +15,18 @@ use crate::{
     nbd,
 };
 
-/// An address of loopback with so many free ones behind it, free a moment ago. Below the ports that the kernel gives away.
+/// Counts the runs of ports that tests of this process have taken.
+static TAKEN: AtomicU16 = AtomicU16::new(0);
+
+/// An address of loopback with so many free ones behind it, free a moment ago and no other test's. Below the ports that the kernel
+/// gives away.
 fn free_run(length: u16) -> String {
     let seed = u16::try_from(std::process::id() % 600).unwrap();
-    let bases = (0..600).map(|step| 20_000 + (seed + step * 7) % 600 * 20);
+    let bases = std::iter::from_fn(|| Some(TAKEN.fetch_add(1, Ordering::Relaxed))).take(600);
+    let bases = bases.map(|taken| 20_000 + (seed + taken) % 600 * 20);
     let is_free = |base: &u16| (*base..base + length).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
-    format!("127.0.0.1:{}", bases.into_iter().find(is_free).expect("there are free ports"))
+    let mut free = bases.filter(is_free);
+    format!("127.0.0.1:{}", free.next().expect("there are free ports"))
 }
 
 struct Trio {
@@ -86,6 +96,30 @@ fn three_nodes_live_in_one_process_and_start_again() {
     trio.bench.velum(&["volume", "flush", "demo", "--admin", &up.admin]).expect(0, &[]);
     nbd::write(&up.nbd, "demo", 0, &[8; 4096]);
     up.stop(Signal::INT).expect(0, &["stopping"]);
+}
+
+/// A process that dies while its nodes join goes on with them; a number that was given for nothing is not given again.
+#[test]
+fn nodes_that_did_not_come_to_join_are_joined_by_the_next_run() {
+    for word in ["made volume", "node 2 joins", "node 3 joins"] {
+        let trio = Trio::new();
+        let dir = trio.bench.text("data");
+        let asked = ["--output", "json", "up", "--dir", &dir, "--nodes", "3", "--peers", &trio.peers];
+        let running = trio.bench.spawn(&asked, &[]);
+        wait(word, || running.said().contains(word));
+        running.signal(Signal::KILL);
+        assert_eq!(running.ended().code, None);
+        let up = trio.bench.serve(&asked);
+        let numbers: Vec<u64> =
+            up.beside.iter().map(|(_, admin)| trio.status(admin)["node"].as_u64().unwrap()).collect();
+        assert_eq!((numbers.len(), numbers[0]), (3, 1), "{word}");
+        trio.expect_votes(&up, &numbers);
+        up.stop(Signal::TERM).expect(0, &["stopping"]);
+        let settings = fs::read_dir(&dir)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".toml"));
+        assert_eq!(settings.count(), 3, "{word}: settings of a node that was never made are gone");
+    }
 }
 
 #[test]
