@@ -28,10 +28,12 @@ mod views;
 
 use std::{
     cell::{Cell, RefCell},
+    pin::pin,
     rc::Rc,
     sync::Arc,
 };
 
+use futures_util::future::{Either, select};
 use velum_protocol::{
     admin::{Problem, Request, Response},
     id::NodeId,
@@ -146,8 +148,16 @@ impl Node {
 
     /// Completes when this node is no part of the cluster any more, for ever: stop it. The next start is refused.
     pub async fn ended(&self) -> Verdict {
-        let Some(peers) = &self.0.peers else { return std::future::pending().await };
-        let verdict = peers.desk.refusal().await;
+        let told = async {
+            match &self.0.peers {
+                Some(peers) => peers.desk.refusal().await,
+                None => std::future::pending().await,
+            }
+        };
+        let verdict = match select(pin!(told), pin!(self.0.outlived())).await {
+            Either::Left((verdict, _)) => verdict,
+            Either::Right(((), _)) => Verdict::Outlived,
+        };
         if let Err(error) = self.0.boot.ended(&*self.0.env.disk, verdict).await {
             tracing::error!(%error, "that this node is no part of the cluster could not be noted; it will be told again");
         }
@@ -186,6 +196,13 @@ impl Assembly {
             if let Some(cause) = self.journal.status().poisoned {
                 return cause;
             }
+            self.env.clock.sleep(gauges::INTERVAL).await;
+        }
+    }
+
+    /// Completes when the clouds tell that a later life of the cluster has begun.
+    async fn outlived(&self) {
+        while !self.array.is_outlived() {
             self.env.clock.sleep(gauges::INTERVAL).await;
         }
     }

@@ -138,6 +138,11 @@ impl ArrayContext {
         (self.keeper)()
     }
 
+    /// True when a later life of the cluster has begun.
+    pub(crate) fn is_outlived(&self) -> bool {
+        self.known.life() == Life::Over
+    }
+
     /// How often a cloud had begun anew when this node started over with it.
     pub(crate) fn beginning(&self, cloud: &CloudName) -> u64 {
         self.beginnings.borrow().get(cloud).copied().unwrap_or_default()
@@ -252,8 +257,7 @@ impl VolumeContext {
     /// True when the volume is deleted, or another epoch or another life of the cluster has begun: there is nothing left to do
     /// for this owner.
     pub(crate) fn is_over(&self) -> bool {
-        self.array.known.life() == Life::Over
-            || self.state(|state| state.deleted || state.epoch != self.epoch).unwrap_or(true)
+        self.array.is_outlived() || self.state(|state| state.deleted || state.epoch != self.epoch).unwrap_or(true)
     }
 
     /// Completes when enough clouds show the volume in their catalogue as it is now, or when it is over. A recovery knows keys

@@ -262,6 +262,27 @@ fn a_node_of_the_life_before_a_recovery_stops_for_good() {
     hosts.bench.velum(&["node", "--config", &old]).expect(1, &["node 2 belongs to an older life"]);
 }
 
+/// A node alone has no peer to meet: the clouds tell it.
+#[test]
+fn a_node_alone_that_was_recovered_from_stops_for_good() {
+    let bench = Bench::new();
+    bench.prepare("data", &settings(""));
+    let node = bench.up("data", &[]);
+    nbd::write(&node.nbd, "demo", 0, &[1; 4096]);
+    bench.velum(&["volume", "flush", "demo", "--admin", &node.admin]).expect(0, &[]);
+    node.stop(Signal::KILL);
+    let key = bench.text("data/root.key");
+    let clouds = ["a", "b", "c"].map(|name| format!("--cloud={name}=file://{}/{name}", bench.text("data/clouds")));
+    let fixed = ["recover", "--keyfile", &key, "--dir", "new"];
+    let arguments: Vec<&str> = fixed.into_iter().chain(clouds.iter().map(String::as_str)).collect();
+    bench.velum(&arguments).expect(0, &["velum up --dir new"]);
+    let dir = bench.text("data");
+    bench.velum(&["up", "--dir", &dir]).expect(1, &["belongs to an older life", "velum inspect journal"]);
+    bench.velum(&["up", "--dir", &dir]).expect(1, &["node 1 belongs to an older life", "never starts again"]);
+    // What it alone held can still be looked at.
+    bench.velum(&["inspect", "journal", &bench.text("data/node-1/journal/0000.journal")]).expect(0, &[]);
+}
+
 #[test]
 fn a_token_lets_one_node_in_and_no_other() {
     let hosts = Hosts::new();
