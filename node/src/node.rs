@@ -7,6 +7,7 @@
 mod applier;
 mod boot;
 mod cluster;
+mod copies;
 mod create;
 mod crowding;
 mod desk;
@@ -19,11 +20,14 @@ mod joining;
 mod layout;
 mod members;
 mod opening;
+mod ownership;
+mod owning;
 mod records;
 mod resync;
 mod service;
 mod start;
 mod steps;
+mod takeover;
 mod views;
 
 use std::{
@@ -75,6 +79,8 @@ pub(crate) struct Assembly {
     consensus: Consensus,
     /// The way to the other nodes, unless this one is meant to be alone.
     peers: Option<members::Peers>,
+    /// What it does about volumes then.
+    ownership: Option<Rc<ownership::Ownership>>,
     metadata: Metadata,
     clouds: Rc<CloudSet>,
     fetcher: Fetcher,

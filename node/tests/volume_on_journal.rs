@@ -27,7 +27,7 @@ use velum_node::{
     keyring::{KeySet, ProviderSecret, create_cluster},
     metrics::Metrics,
     volume::{
-        FrameSource, JournalFailed, OpenVolumeError, Opening, Records, Volume,
+        FrameSource, JournalFailed, OnWritten, OpenVolumeError, Opening, Records, Submitted, Volume,
         budget::DirtyBudget,
         machine::{FetchFailure, Fetched, Settings},
         messages::{
@@ -59,13 +59,19 @@ impl Records for Stream {
         self.0.append(self.1, at, record).map_err(|_| JournalFailed)
     }
 
-    fn submit(&self) -> Result<(), JournalFailed> {
-        self.0.submit().map_err(|_| JournalFailed)
+    fn submit(&self) -> Result<Submitted, JournalFailed> {
+        self.0.submit().map(|()| Submitted::Written).map_err(|_| JournalFailed)
     }
+
+    fn on_written(&self, _written: OnWritten) {}
 
     fn sync(&self) -> Local<Result<(), JournalFailed>> {
         let synced = self.0.sync();
         Box::pin(async move { synced.await.map_err(|_| JournalFailed) })
+    }
+
+    fn confirm(&self) -> Local<()> {
+        Box::pin(std::future::ready(()))
     }
 
     fn trim(&self, epoch: Epoch, through: Jseq) {
@@ -192,6 +198,7 @@ impl Node {
                     flush_bytes: 8 << 20,
                     read_ahead_bytes: 1 << 20,
                     map_bytes: 1 << 20,
+                    confirm_reads: false,
                     record_blocks_max: self.journal.body_bytes_handy() as u64 / 4200,
                 },
                 size_bytes: 64 << 20,

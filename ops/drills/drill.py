@@ -235,8 +235,9 @@ class Nbd:
 
     READ, WRITE, DISCONNECT, FLUSH, TRIM = 0, 1, 2, 3, 4
 
-    def __init__(self, path, volume="demo"):
+    def __init__(self, path, volume="demo", seconds=None):
         self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(seconds)
         self.socket.connect(str(path))
         self.buffer = b""
         magic = self.take(18)

@@ -206,7 +206,7 @@ struct Volumes<'a>(&'a [VolumeStanding]);
 
 impl Table for Volumes<'_> {
     fn rows(&self) -> Vec<Vec<String>> {
-        let head = ["VOLUME", "OWNER", "EPOCH", "KEPT BY", "CLOUDS BEHIND", "NOT IN CLOUDS", "FOR"];
+        let head = ["VOLUME", "OWNER", "EPOCH", "KEPT BY", "WHOLE AT", "CLOUDS BEHIND", "NOT IN CLOUDS", "FOR"];
         let row = |volume: &VolumeStanding| {
             let behind = volume.clouds.iter().filter(|cloud| cloud.lag_records > 0);
             let behind: Vec<String> =
@@ -218,6 +218,7 @@ impl Table for Volumes<'_> {
                 optional(volume.owner, |owner| owner.to_string()),
                 volume.epoch.to_string(),
                 if volume.members.is_empty() { "owner alone".to_owned() } else { numbers(&volume.members) },
+                volume.current.as_deref().map_or_else(|| "-".to_owned(), numbers),
                 if behind.is_empty() { "none".to_owned() } else { behind.join(", ") },
                 exposure.map_or_else(|| "ask its owner".to_owned(), |exposure| bytes(exposure.dirty_bytes)),
                 optional(exposure.and_then(|exposure| exposure.oldest_dirty_seconds), seconds),
@@ -242,12 +243,19 @@ mod tests {
             owner: Some(2),
             epoch: 7,
             members: vec![1, 2, 3],
+            current: Some(vec![1, 3]),
             clouds: vec![cloud(0), cloud(5)],
             exposure: Some(exposure),
         };
-        let other = VolumeStanding { members: Vec::new(), clouds: vec![cloud(0)], exposure: None, ..own.clone() };
+        let other = VolumeStanding {
+            members: Vec::new(),
+            current: None,
+            clouds: vec![cloud(0)],
+            exposure: None,
+            ..own.clone()
+        };
         let rows = Volumes(&[own, other]).rows();
-        assert_eq!(rows[1], ["v", "2", "7", "1,2,3", "c by 5", "4.0 KiB", "2.0 s"]);
-        assert_eq!(rows[2], ["v", "2", "7", "owner alone", "none", "ask its owner", "-"]);
+        assert_eq!(rows[1], ["v", "2", "7", "1,2,3", "1,3", "c by 5", "4.0 KiB", "2.0 s"]);
+        assert_eq!(rows[2], ["v", "2", "7", "owner alone", "-", "none", "ask its owner", "-"]);
     }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use velum_node::config::{Size, SizeError};
 use velum_protocol::{
     admin::{
-        Access, AclLine, ByteRange, CreateVolume, Deleted, Holdings, ResizeVolume, VolumeStatus, VolumeSummary,
-        is_name, is_principal, is_volume_size,
+        Access, AclLine, ByteRange, CreateVolume, Deleted, Holdings, MoveVolume, ResizeVolume, VolumeStatus,
+        VolumeSummary, is_name, is_principal, is_volume_size,
     },
     id::{BLOCK_BYTES, REGION_BLOCKS},
 };
@@ -53,6 +53,15 @@ pub(crate) enum Volume {
         /// Allow a smaller size; what lies beyond it is lost
         #[arg(long)]
         force: bool,
+    },
+    /// Have another node of the cluster serve a volume; ask the node that does
+    Move {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// The node that is to serve it
+        #[arg(long, value_name = "NODE")]
+        to: u64,
     },
     /// Wait until every write acked so far is in enough clouds
     Flush {
@@ -126,6 +135,10 @@ pub(crate) fn run(volume: &Volume, target: &Target, format: Format) -> Result<()
             Volume::Resize { name, size, force } => {
                 let resize = ResizeVolume { size_bytes: size.bytes(), force: *force };
                 output::print(format, &Shown(client.post(&["volumes", name, "resize"], Some(&resize)).await?));
+            }
+            Volume::Move { name, to } => {
+                let to = MoveVolume { node: *to };
+                output::print(format, &Shown(client.post(&["volumes", name, "move"], Some(&to)).await?));
             }
             Volume::Flush { name } => output::print(format, &Shown(flush(&client, name).await?)),
             Volume::Delete { name, confirm } => {

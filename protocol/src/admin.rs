@@ -60,6 +60,13 @@ pub enum Request {
         /// What is asked.
         resize: ResizeVolume,
     },
+    /// `POST /v1/volumes/NAME/move`; answered when the other node serves it.
+    MoveVolume {
+        /// The volume's name.
+        name: String,
+        /// What is asked.
+        to: MoveVolume,
+    },
     /// `POST /v1/volumes/NAME/flush`; answered when every write acked before is cloud-durable.
     FlushVolume {
         /// The volume's name.
@@ -128,6 +135,14 @@ pub struct ResizeVolume {
     pub force: bool,
 }
 
+/// Another owner for a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveVolume {
+    /// The node.
+    pub node: u64,
+}
+
 /// What a principal may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -185,7 +200,7 @@ pub enum Response {
     Raft(RaftStatus),
     /// To `ListVolumes`.
     Volumes(Vec<VolumeSummary>),
-    /// To `CreateVolume`, `ShowVolume`, `ResizeVolume` and `FlushVolume`.
+    /// To `CreateVolume`, `ShowVolume`, `ResizeVolume`, `MoveVolume` and `FlushVolume`.
     Volume(VolumeStatus),
     /// To `ShowAcl` and `SetAcl`.
     Acl(Vec<AclLine>),

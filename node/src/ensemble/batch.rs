@@ -4,11 +4,14 @@ use bytes::Bytes;
 use velum_protocol::{
     format::record::{HEADER_BYTES, RecordError, RecordHeader, chain},
     id::{Epoch, Hash, Jseq},
-    peer::ensemble::Point,
+    peer::ensemble::{Point, RECORDS_MAX},
 };
 
-/// What is remembered of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Bytes of the records of a frame: beyond that more in a frame saves nothing, and keeps what else is on the link waiting.
+pub(super) const FRAME_BYTES: usize = 1 << 20;
+
+/// A record that is held, and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// The epoch of the owner that made it.
     pub epoch: Epoch,
@@ -16,6 +19,8 @@ pub struct Held {
     pub chain: Hash,
     /// The d1 mark that it tells.
     pub durable: Jseq,
+    /// It, sealed.
+    pub record: Bytes,
 }
 
 /// Why records are not taken.
@@ -32,8 +37,11 @@ pub enum BatchFault {
     Epoch(Jseq),
 }
 
-/// What the records that follow `prev` are, sent by the owner of `epoch`.
-pub(super) fn judge(prev: Point, epoch: Epoch, records: &[Bytes]) -> Result<Vec<Held>, BatchFault> {
+/// What the records that follow `prev` are, of `epoch` or earlier ones.
+///
+/// # Errors
+/// When one of them is no record, or is not to be where it is.
+pub fn judge(prev: Point, epoch: Epoch, records: &[Bytes]) -> Result<Vec<Held>, BatchFault> {
     let (mut before, mut earliest) = (prev, Epoch(0));
     let mut judged = Vec::with_capacity(records.len());
     for record in records {
@@ -45,9 +53,20 @@ pub(super) fn judge(prev: Point, epoch: Epoch, records: &[Bytes]) -> Result<Vec<
             return Err(BatchFault::Epoch(header.jseq));
         }
         let bytes = record.first_chunk::<HEADER_BYTES>().expect("a decoded record begins with its header");
-        let held = Held { epoch: header.epoch, chain: chain(bytes, sealed), durable: header.durable };
+        let held =
+            Held { epoch: header.epoch, chain: chain(bytes, sealed), durable: header.durable, record: record.clone() };
         (before, earliest) = (Point { at: header.jseq, chain: held.chain }, header.epoch);
         judged.push(held);
     }
     Ok(judged)
+}
+
+/// As many of `records`, from the first, as one frame is to carry: at least one.
+pub(super) fn fitting<'a>(records: impl Iterator<Item = &'a Bytes>) -> impl Iterator<Item = &'a Bytes> {
+    let mut bytes = 0;
+    let is_within = move |(count, record): &(usize, &Bytes)| {
+        bytes += record.len();
+        *count == 0 || (bytes <= FRAME_BYTES && *count < RECORDS_MAX)
+    };
+    records.enumerate().take_while(is_within).map(|(_, record)| record)
 }

@@ -10,11 +10,11 @@ use velum_protocol::{
     id::{BootId, Epoch, Hash, Jseq, NodeId, VolumeId},
     peer::{
         Frame,
-        ensemble::{Append, Appended, Fence, Fenced, Life, Point, ReadTail, Tail, Verdict},
+        ensemble::{Append, Appended, Confirm, Confirmed, Fence, Fenced, Life, Point, ReadTail, Tail, Verdict},
     },
 };
 
-use super::batch::{Held, judge};
+use super::batch::{Held, fitting, judge};
 
 /// What a start found of the copy; all of it is synced.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub enum Input {
     Fence(NodeId, Fence),
     /// Somebody who has fenced this member wants its records.
     ReadTail(NodeId, ReadTail),
+    /// An owner wants to know whether it is one.
+    Confirm(NodeId, Confirm),
     /// The sync asked for is done.
     Synced,
     /// The oldest promise that was to be stored is durable.
@@ -62,8 +64,6 @@ pub enum Effect {
     Store { epoch: Epoch, whole_in: BootId },
     /// Send, once everything kept before is written.
     Send { to: NodeId, frame: Frame },
-    /// Send records from the journal, as many as fit a frame.
-    Serve { to: NodeId, prev: Point, read: ReadTail },
     /// Records up to here, the last one of this epoch, are needed no more.
     Trim { epoch: Epoch, through: Jseq },
 }
@@ -145,7 +145,11 @@ impl Member {
             Input::Append(from, append) if append.volume == self.volume => self.append(from, &append, effects),
             Input::Fence(from, fence) if fence.volume == self.volume => self.fence(from, fence, effects),
             Input::ReadTail(from, read) if read.volume == self.volume => self.read(from, read, effects),
-            Input::Append(..) | Input::Fence(..) | Input::ReadTail(..) => {}
+            Input::Confirm(to, Confirm { volume, ticket, .. }) if volume == self.volume => {
+                let frame = Frame::Confirmed(Confirmed { volume, promise: self.promise, ticket });
+                effects.push(Effect::Send { to, frame });
+            }
+            Input::Confirm(..) | Input::Append(..) | Input::Fence(..) | Input::ReadTail(..) => {}
             Input::Synced => self.synced(effects),
             Input::Stored => self.stored(effects),
         }
@@ -173,7 +177,7 @@ impl Member {
         }
         // What cannot be is not answered: whoever sent it is not to believe that it arrived.
         let Ok(records) = judge(append.prev, append.epoch, &append.records) else { return };
-        let (verdict, at) = self.take(append, &records, effects);
+        let (verdict, at) = self.take(append, records, effects);
         if verdict == Verdict::Took {
             self.durable = self.durable.max(append.marks.durable);
             self.trim(append.marks.trimmed, effects);
@@ -189,13 +193,15 @@ impl Member {
     }
 
     /// Keeps what is new of the records.
-    fn take(&mut self, append: &Append, records: &[Held], effects: &mut Vec<Effect>) -> (Verdict, Jseq) {
+    fn take(&mut self, append: &Append, records: Vec<Held>, effects: &mut Vec<Effect>) -> (Verdict, Jseq) {
         let prev = append.prev;
         if self.chain_at(prev.at) != Some(prev.chain) {
             // Behind what the clouds hold a copy may begin anew; what it held is another past, or needed no more.
             if prev.at != append.marks.trimmed || prev.at < self.base.at {
                 return (Verdict::Lacks, self.before(prev.at));
             }
+            let last = self.last();
+            effects.extend(self.held.back().map(|held| Effect::Trim { epoch: held.epoch, through: last }));
             self.base = prev;
             self.held.clear();
             self.synced = prev.at;
@@ -203,7 +209,7 @@ impl Member {
             self.syncing = self.syncing.map(|_| prev.at);
         }
         let mut at = prev.at;
-        for (record, bytes) in records.iter().zip(&append.records) {
+        for record in records {
             at = at.next();
             match self.held_at(at).map(|held| (held.epoch, held.chain)) {
                 Some((_, chain)) if chain == record.chain => continue,
@@ -214,9 +220,9 @@ impl Member {
                 Some(_) => self.void_from(at),
                 None => {}
             }
-            self.held.push_back(*record);
             self.durable = self.durable.max(record.durable);
-            effects.push(Effect::Keep { epoch: record.epoch, at, record: bytes.clone() });
+            effects.push(Effect::Keep { epoch: record.epoch, at, record: record.record.clone() });
+            self.held.push_back(record);
         }
         self.agreed = self.agreed.max(at);
         (Verdict::Took, self.agreed)
@@ -246,13 +252,20 @@ impl Member {
 
     fn read(&self, from: NodeId, read: ReadTail, effects: &mut Vec<Effect>) {
         let may = read.epoch == self.promise && read.epoch <= self.stored && read.through <= self.last();
-        effects.push(match self.chain_at(read.after).filter(|_| may) {
-            Some(chain) => Effect::Serve { to: from, prev: Point { at: read.after, chain }, read },
-            None => {
-                let (volume, epoch, records) = (self.volume, read.epoch, Vec::new());
-                Effect::Send { to: from, frame: Frame::Tail(Tail { volume, epoch, prev: self.base, records }) }
-            }
-        });
+        let (prev, records) = match self.chain_at(read.after).filter(|_| may) {
+            Some(chain) => (Point { at: read.after, chain }, self.records(read.after, read.through)),
+            // None at all says that it may not, or cannot.
+            None => (self.base, Vec::new()),
+        };
+        let tail = Tail { volume: self.volume, epoch: read.epoch, prev, records };
+        effects.push(Effect::Send { to: from, frame: Frame::Tail(tail) });
+    }
+
+    /// The records behind `after` up to `through`, as many as a frame is to carry.
+    fn records(&self, after: Jseq, through: Jseq) -> Vec<Bytes> {
+        let place = |at: Jseq| usize::try_from(at.0.saturating_sub(self.base.at.0)).unwrap_or(usize::MAX);
+        let wanted = self.held.range(place(after)..place(through)).map(|held| &held.record);
+        fitting(wanted).cloned().collect()
     }
 
     fn sync(&mut self, effects: &mut Vec<Effect>) {

@@ -257,7 +257,7 @@ fn records_are_served_to_whoever_fenced_last_and_to_nobody_else() {
         let (epoch, after, through) = (Epoch(epoch), Jseq(1), Jseq(through));
         Input::ReadTail(TAKER, ReadTail { volume: VOLUME, epoch, after, through })
     };
-    let is_served = |effects: &[Effect]| matches!(effects, [Effect::Serve { prev, .. }] if *prev == all[0].1);
+    let is_served = |effects: &[Effect]| matches!(effects, [Effect::Send { frame: Frame::Tail(tail), .. }] if tail.prev == all[0].1 && !tail.records.is_empty());
     step(&mut member, fence(2));
     assert!(!is_served(&step(&mut member, read(2, 4))), "read before the fence is durable");
     step(&mut member, Input::Stored);

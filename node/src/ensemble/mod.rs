@@ -3,8 +3,8 @@
 //! A machine knows neither journals nor links; records are to it a position, an epoch and a chain. What is here so far is the
 //! member's side.
 
-mod batch;
-mod member;
-
-pub use batch::{BatchFault, Held};
-pub use member::{Effect, Found, Input, Member};
+pub mod batch;
+pub mod confirm;
+pub mod member;
+pub mod owner;
+pub mod takeover;

@@ -3,7 +3,7 @@
 
 use velum_protocol::{
     format::metadata::Command,
-    id::{Hash, NodeId},
+    id::{Hash, NodeId, VolumeId},
     peer::ADDRESS_BYTES_MAX,
 };
 
@@ -88,7 +88,11 @@ impl State {
 
     fn dismiss(&mut self, node: NodeId) -> Result<(), Rejection> {
         self.node_mut(node)?;
-        let owned = self.volumes.values().filter(|volume| !volume.deleted && volume.owner == Some(node)).count();
+        // What an ensemble keeps, another member takes over.
+        let is_stuck = |id: &VolumeId| !self.ensembles.contains_key(id);
+        let owned =
+            self.volumes.iter().filter(|(id, volume)| !volume.deleted && volume.owner == Some(node) && is_stuck(id));
+        let owned = owned.count();
         if owned > 0 {
             return Err(Rejection::OwnsVolumes(node, u64::try_from(owned).unwrap_or(u64::MAX)));
         }
@@ -107,6 +111,15 @@ impl State {
 
     fn node_mut(&mut self, node: NodeId) -> Result<&mut NodeEntry, Rejection> {
         self.nodes.get_mut(&node).filter(|entry| !entry.retired).ok_or(Rejection::NoSuchNode(node))
+    }
+
+    /// Whether a node keeps the journal of a volume, or may have to be fenced for one.
+    #[must_use]
+    pub fn keeps(&self, node: NodeId) -> bool {
+        self.ensembles.iter().any(|(id, ensemble)| {
+            let is_live = self.volumes.get(id).is_some_and(|volume| !volume.deleted);
+            is_live && (ensemble.members.contains(&node) || ensemble.opened_members.contains(&node))
+        })
     }
 
     /// Whether a node is one to listen to: everybody who was not retired.

@@ -134,11 +134,10 @@ impl Boot {
 }
 
 impl Assembly {
-    /// Changes the lineage of every volume that was ever open here: any of them may have had writes acked last.
+    /// Changes the lineage of every volume of a node that is alone: any of them may have had writes acked last.
     pub(super) async fn change_lineages(&self) -> Result<(), StartError> {
         let volumes = self.metadata.with(|state| {
-            let own = state.volumes.iter().filter(|(_, volume)| self.may_own(volume));
-            let opened = own.filter(|(_, volume)| !volume.deleted && volume.epoch > Epoch(0));
+            let opened = state.volumes.iter().filter(|(_, volume)| !volume.deleted && volume.epoch > Epoch(0));
             opened.map(|(id, volume)| (*id, volume.epoch)).collect::<Vec<_>>()
         });
         tracing::warn!(volumes = volumes.len(), "writes that were acked but not synced may be lost; lineages change");

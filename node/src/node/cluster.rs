@@ -9,7 +9,12 @@ use velum_protocol::{
     invitation::{Invitation, TokenSecret},
 };
 
-use super::{Assembly, members::OFFER_TIME, views};
+use super::{
+    Assembly,
+    members::OFFER_TIME,
+    owning::{Owning, Standing},
+    views,
+};
 use crate::{
     consensus::ProposeError,
     metadata::{State, state::VolumeState},
@@ -18,9 +23,6 @@ use crate::{
 
 /// How long an answer waits for the group to have changed.
 const CHANGE_WAIT: Duration = Duration::from_secs(15);
-
-/// Age of what is not in enough clouds from which on an operator should look at these; the alert's.
-const EXPOSED_SECONDS_MAX: f64 = 60.0;
 
 /// How often it looks.
 const CHANGE_LOOK: Duration = Duration::from_millis(50);
@@ -49,6 +51,7 @@ impl Assembly {
                 Some(ensemble) => ensemble.members.iter().map(|member| member.0).collect(),
                 None => Vec::new(),
             },
+            current: self.open.get(*id).and_then(|open| Some(current(open.owning.as_ref()?))),
             clouds: state.clouds.iter().map(|cloud| views::lag(volume, &cloud.name)).collect(),
             exposure: (volume.owner == Some(self.node)).then(|| views::exposure(self, *id, volume)),
         };
@@ -171,9 +174,15 @@ impl Assembly {
     }
 }
 
-fn alone() -> Problem {
+pub(super) fn alone() -> Problem {
     let remedy = "add a [peers] table with listen to its settings and restart it";
     Problem::new(ProblemKind::Conflict, "this node is meant to be alone", remedy)
+}
+
+/// The members whose copies hold everything acked.
+fn current(owning: &Owning) -> Vec<u64> {
+    let current = owning.copies().into_iter().filter(|(_, standing)| *standing == Standing::Current);
+    current.map(|(member, _)| member.0).collect()
 }
 
 /// What an operator should do, the most urgent first.
@@ -192,7 +201,10 @@ fn advice(leader: Option<u64>, nodes: &[MemberStatus], volumes: &[VolumeStanding
                  `velum cluster token` and `velum cluster join` for another one"
             )
         } else {
-            format!("node {number} is not reached: start it; nobody else serves {}", node.volumes.join(", "))
+            format!(
+                "node {number} is not reached: start it; {} goes on elsewhere when most of those that keep the journal run",
+                node.volumes.join(", ")
+            )
         });
     }
     for node in nodes.iter().filter(|node| node.role == MemberRole::Joining && !node.reached) {
@@ -207,14 +219,6 @@ fn advice(leader: Option<u64>, nodes: &[MemberStatus], volumes: &[VolumeStanding
             advice.push(format!("the journal of {name} is kept by {kept} of {all} nodes: bring back node {who}"));
         }
     }
-    for VolumeStanding { name, exposure, .. } in volumes {
-        let age = exposure.as_ref().and_then(|exposure| exposure.oldest_dirty_seconds);
-        if let Some(age) = age.filter(|age| *age > EXPOSED_SECONDS_MAX) {
-            advice.push(format!(
-                "what was acked of {name} has not reached enough clouds for {age:.0} s: `velum cloud list` shows which answer"
-            ));
-        }
-    }
     let voters = nodes.iter().filter(|node| matches!(node.role, MemberRole::Leader | MemberRole::Voter)).count();
     if voters > 0 && voters.is_multiple_of(2) {
         advice.push(format!(
@@ -227,8 +231,6 @@ fn advice(leader: Option<u64>, nodes: &[MemberStatus], volumes: &[VolumeStanding
 
 #[cfg(test)]
 mod tests {
-    use velum_protocol::admin::Exposure;
-
     use super::*;
 
     fn node(node: u64, role: MemberRole, reached: bool, volumes: &[&str]) -> MemberStatus {
@@ -238,7 +240,15 @@ mod tests {
 
     fn kept_by(members: &[u64]) -> VolumeStanding {
         let members = members.to_vec();
-        VolumeStanding { name: "v".to_owned(), owner: Some(1), epoch: 1, members, clouds: Vec::new(), exposure: None }
+        VolumeStanding {
+            name: "v".to_owned(),
+            owner: Some(1),
+            epoch: 1,
+            members,
+            current: None,
+            clouds: Vec::new(),
+            exposure: None,
+        }
     }
 
     #[test]
@@ -254,14 +264,8 @@ mod tests {
         let gone = words(&[one.clone(), two.clone(), node(3, Voter, false, &[])], Some(1));
         assert!(gone.contains("velum cluster remove 3"), "{gone}");
         assert!(gone.contains("the journal of v is kept by 1 of 2 nodes: bring back node 3"), "{gone}");
-        let exposed = |seconds| {
-            let exposure = Exposure { oldest_dirty_seconds: Some(seconds), ..Exposure::default() };
-            advice(Some(1), std::slice::from_ref(&one), &[VolumeStanding { exposure: Some(exposure), ..kept_by(&[]) }])
-        };
-        assert!(exposed(5.0).is_empty());
-        assert!(exposed(75.0)[0].contains("acked of v has not reached enough clouds for 75 s"), "{:?}", exposed(75.0));
         let owner = words(&[one.clone(), two.clone(), node(3, Voter, false, &["b"])], Some(1));
-        assert!(owner.contains("start it; nobody else serves b") && !owner.contains("remove"), "{owner}");
+        assert!(owner.contains("start it; b goes on elsewhere") && !owner.contains("remove"), "{owner}");
         assert!(words(&[one, two, node(3, Joining, false, &[])], None).starts_with("there is no leader"));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Notify;
 use velum_protocol::{
     id::{Incarnation, NodeId},
-    peer::{Join, Verdict},
+    peer::{Frame, Join, Verdict},
 };
 
 use super::group::Admission;
@@ -27,6 +27,16 @@ pub(super) struct Desk {
     told: Notify,
     /// The highest number that was offered here: two offers at once are of two numbers.
     highest: Cell<u64>,
+    /// Who hears what is not raft's.
+    ensembles: RefCell<Option<Rc<dyn Hearing>>>,
+}
+
+/// Hears what nodes say to each other about volumes.
+pub(super) trait Hearing {
+    /// A node says something.
+    fn told(&self, by: NodeId, frame: Frame);
+    /// What was sent to a node last may be lost.
+    fn lost(&self, to: NodeId);
 }
 
 impl Desk {
@@ -38,7 +48,17 @@ impl Desk {
             refused: Cell::default(),
             told: Notify::default(),
             highest: Cell::default(),
+            ensembles: RefCell::default(),
         }
+    }
+
+    /// Has somebody hear what is not raft's. Before that, it is lost, as if the link had come up later.
+    pub(super) fn hear_with(&self, hearing: Rc<dyn Hearing>) {
+        *self.ensembles.borrow_mut() = Some(hearing);
+    }
+
+    fn hearing(&self) -> Option<Rc<dyn Hearing>> {
+        self.ensembles.borrow().as_ref().map(Rc::clone)
     }
 
     /// What newcomers have asked since the last time.
@@ -88,6 +108,18 @@ impl Admission for Desk {
 
     fn takes_part(&self) -> bool {
         !self.is_joining.get()
+    }
+
+    fn told(&self, by: NodeId, frame: Frame) {
+        if let Some(hearing) = self.hearing() {
+            hearing.told(by, frame);
+        }
+    }
+
+    fn lost(&self, to: NodeId) {
+        if let Some(hearing) = self.hearing() {
+            hearing.lost(to);
+        }
     }
 
     fn judged(&self, verdict: Verdict) {

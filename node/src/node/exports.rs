@@ -4,6 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use velum_protocol::{format::metadata::Right, id::VolumeId};
 
+use super::owning::Owning;
 use crate::{
     array::VolumeArray,
     metadata::{Metadata, acl::widest_right, state::VolumeState},
@@ -19,6 +20,8 @@ pub(super) struct OpenVolume {
     pub(super) volume: Volume,
     pub(super) door: Rc<dyn Door>,
     pub(super) array: VolumeArray,
+    /// Its ensemble, unless its journal is kept by this node alone.
+    pub(super) owning: Option<Owning>,
 }
 
 /// The open volumes by id.

@@ -11,7 +11,11 @@ use velum_protocol::{
     id::{Lineage, NodeId, VolumeId},
 };
 
-use super::{Assembly, views};
+use super::{
+    Assembly,
+    owning::{Owning, Standing},
+    views,
+};
 use crate::{
     actor,
     metadata::State,
@@ -41,6 +45,7 @@ fn observe(node: &Weak<Assembly>, seen: &mut Seen) -> bool {
     observe_caches(&node);
     observe_raft(&node);
     observe_peers(&node);
+    observe_ensembles(&node);
     observe_cluster(&node, seen);
     for (cloud, status) in node.clouds.clouds.iter().zip(views::clouds(&node)) {
         cloud.show();
@@ -117,6 +122,17 @@ fn observe_raft(node: &Assembly) {
     metrics.halted.set(i64::from(status.halted.is_some()));
     metrics.voters.set(count(node.consensus.members().voters.len()));
     raise(&metrics.refused_messages, status.refused_messages);
+}
+
+fn observe_ensembles(node: &Assembly) {
+    let volumes = node.open.all();
+    let copies = volumes.iter().filter_map(|(_, open)| open.owning.as_ref()).flat_map(Owning::copies);
+    let standings: Vec<Standing> = copies.map(|(_, standing)| standing).collect();
+    let of = |standing: Standing| count(standings.iter().filter(|held| **held == standing).count());
+    let metrics = &node.metrics.ensemble;
+    metrics.members_current.set(of(Standing::Current));
+    metrics.members_lagging.set(of(Standing::Lagging));
+    metrics.members_gone.set(of(Standing::Gone));
 }
 
 fn observe_peers(node: &Assembly) {

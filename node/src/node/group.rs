@@ -39,6 +39,14 @@ pub trait Admission {
     fn takes_part(&self) -> bool {
         true
     }
+    /// A node says something that is not raft's.
+    fn told(&self, by: NodeId, frame: Frame) {
+        tracing::debug!(%by, kind = ?frame.kind(), "nobody listens to this here");
+    }
+    /// What was sent to a node last may be lost.
+    fn lost(&self, to: NodeId) {
+        tracing::trace!(%to, "a link broke");
+    }
     /// A peer says whether this node is part of the cluster.
     fn judged(&self, verdict: Verdict) {
         tracing::error!(%verdict, "a peer says whether this node is part of the cluster, which it did not ask");
@@ -103,6 +111,14 @@ impl Receiver for Ears {
             Frame::Join(join) => return self.admission.asked(from, join),
             Frame::Verdict(verdict) => return self.admission.judged(verdict),
             _ if !self.admission.takes_part() => return,
+            frame @ (Frame::Append(_)
+            | Frame::Appended(_)
+            | Frame::Fence(_)
+            | Frame::Fenced(_)
+            | Frame::ReadTail(_)
+            | Frame::Tail(_)
+            | Frame::Confirm(_)
+            | Frame::Confirmed(_)) => return self.admission.told(from, frame),
             other => other,
         };
         // Before raft runs, what comes is lost, as if the link had come up later.
@@ -115,6 +131,7 @@ impl Receiver for Ears {
         if let Some(consensus) = self.consensus() {
             consensus.unreachable(to);
         }
+        self.admission.lost(to);
     }
 
     fn incarnation(&self) -> Incarnation {

@@ -69,6 +69,12 @@ impl Layout {
         self.dir.join("boot")
     }
 
+    /// What was promised about the journals of other nodes' volumes, and the node's own.
+    #[must_use]
+    pub fn promises(&self) -> PathBuf {
+        self.dir.join("promises")
+    }
+
     /// Clean extents; may be deleted at any time.
     #[must_use]
     pub fn cache(&self) -> PathBuf {

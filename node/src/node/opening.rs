@@ -7,12 +7,15 @@ use velum_protocol::{
     format::{
         metadata::{CheckpointRef, Command},
         page::RootPayload,
-        record,
+        record::{self, RecordHeader},
     },
     id::{BLOCK_BYTES, Epoch, Jseq, Seq, VolumeId},
 };
 
-use super::{Assembly, exports::OpenVolume, frames::VolumeFrames, records::VolumeRecords};
+use super::{
+    Assembly, copies::Copies, exports::OpenVolume, frames::VolumeFrames, owning::Owning, records::VolumeRecords,
+    takeover::TakenOver,
+};
 use crate::{
     actor,
     array::{Fenced, VolumeArray},
@@ -20,9 +23,9 @@ use crate::{
     extent::{ExtentMap, MapError},
     journal::{Journal, Loss, Position, Replay, StreamId},
     keyring::{KeyError, KeySet, ObjectFault, ObjectKind},
-    metadata::{Answer, MetadataError, Rejection, state::VolumeState},
+    metadata::{Answer, MetadataError, state::VolumeState},
     volume::{
-        OpenVolumeError, Opening, Volume,
+        OpenVolumeError, Opening, Records, Volume,
         machine::Settings,
         replay::{Lost, Start, Stored},
         sealing::Owner,
@@ -43,11 +46,23 @@ pub(super) struct Found {
     loss: Loss,
 }
 
+/// What is kept of a volume beyond the sequence, and where its next records go.
+struct Kept {
+    stored: Vec<Stored>,
+    lost: Lost,
+    records: Rc<dyn Records>,
+    owning: Option<Owning>,
+}
+
 /// Why a volume is not open.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     #[error("there is no such volume")]
     Gone,
+    #[error("the volume was granted to somebody else meanwhile")]
+    Over,
+    #[error("too few nodes answered in time; it opens when they do")]
+    Late,
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     #[error(transparent)]
@@ -70,31 +85,21 @@ pub(super) enum OpenError {
 
 impl OpenError {
     /// Clouds come back and proposals find their leader; damage stays.
-    fn is_passing(&self) -> bool {
+    pub(super) fn is_passing(&self) -> bool {
         matches!(self, Self::Root(_) | Self::Metadata(MetadataError::Unknown(_)))
     }
 }
 
 impl Assembly {
-    /// Whether a volume is this node's to open: any when the node is alone, else those it owns and those that nobody does.
-    pub(super) fn may_own(&self, volume: &VolumeState) -> bool {
-        self.peers.is_none() || volume.owner.is_none_or(|owner| owner == self.node)
-    }
-
-    /// Opens every volume of this node. Those whose map is at hand are open when this returns; the others follow when their clouds
+    /// Opens every volume of a node that is alone. Those whose map is at hand are open when this returns; the others follow when their clouds
     /// answer.
     pub(super) async fn open_volumes(self: &Rc<Self>, mut replay: Replay) {
         let mut journal = streams(std::mem::take(&mut replay.records));
         let volumes = self.metadata.with(|state| {
             let live = state.volumes.iter().filter(|(_, volume)| !volume.deleted);
-            live.map(|(id, volume)| (*id, volume.checkpoint.is_some(), self.may_own(volume))).collect::<Vec<_>>()
+            live.map(|(id, volume)| (*id, volume.checkpoint.is_some())).collect::<Vec<_>>()
         });
-        for (id, needs_cloud, is_own) in volumes {
-            if !is_own {
-                // What was acked here of another's volume is not this node's to drop.
-                journal.remove(&id);
-                continue;
-            }
+        for (id, needs_cloud) in volumes {
             let records = journal.remove(&id).unwrap_or_default();
             let found = Found { records, loss: replay.loss(StreamId::Volume(id)) };
             let own = Rc::clone(self);
@@ -111,10 +116,6 @@ impl Assembly {
         loop {
             match self.open_volume(id, found.clone()).await {
                 Ok(()) | Err(OpenError::Gone) => return,
-                Err(OpenError::Metadata(MetadataError::Rejected(Rejection::StaleEpoch(_)))) if !self.owns(id) => {
-                    tracing::info!(volume = %id, "another node has become the volume's owner first");
-                    return;
-                }
                 Err(error) if error.is_passing() => {
                     tracing::warn!(volume = %id, %error, "the volume does not open yet; trying again");
                 }
@@ -127,43 +128,91 @@ impl Assembly {
         }
     }
 
-    fn owns(&self, id: VolumeId) -> bool {
-        self.metadata.with(|state| state.volumes.get(&id).is_some_and(|volume| volume.owner == Some(self.node)))
-    }
-
-    /// Opens one volume with what the journal holds of it.
+    /// Opens one volume of a node that is alone, with what the journal holds of it.
     pub(super) async fn open_volume(self: &Rc<Self>, id: VolumeId, mut found: Found) -> Result<(), OpenError> {
-        let checkpoint = self.with_volume(id, |volume| volume.checkpoint.clone())?;
-        let keys = self.with_volume(id, |volume| self.keyring.key_set(id, &volume.keys))??;
-        let mut map = match &checkpoint {
-            Some(checkpoint) => self.read_root(&keys, checkpoint).await?,
-            None => ExtentMap::empty(self.with_volume(id, |volume| volume.size_bytes / BLOCK_BYTES)?),
-        };
+        let (keys, map, covered) = self.read_map(id).await?;
         if self.with_volume(id, |volume| volume.epoch)? == Epoch(0) {
             // It was never open, so nothing can have been lost of it.
             found.loss = Loss::default();
         }
         let epoch = self.become_owner(id).await?;
-        let covered = checkpoint.map_or(Seq(0), |checkpoint| checkpoint.seq);
-        self.follow_records(id, &keys, covered, &mut map)?;
-        let durable = self.durable(id)?;
-        let needless = last_needless(&found.records, durable);
-        let opening = self.with_volume(id, |volume| self.opening(volume, &keys, epoch, map, durable, found))?;
-        let (volume, replayed) = Volume::open(&self.env, opening.ok_or(OpenVolumeError::NoKeys)?)?;
+        let needless = last_needless(&found.records, self.durable(id)?);
+        let place = |at: Position| (Epoch(at.epoch), Jseq(at.number));
+        let stored = found.records.into_iter().map(|(at, record)| {
+            let (epoch, jseq) = place(at);
+            Stored { epoch, jseq, record }
+        });
+        let Loss { records, gaps, end } = found.loss;
+        let kept = Kept {
+            stored: stored.collect(),
+            lost: Lost { records: records.into_iter().map(place).collect(), gaps, end },
+            records: VolumeRecords::new(Rc::clone(&self.journal), id),
+            owning: None,
+        };
+        let given_up = self.open_at(id, epoch, (keys, map, covered), kept).await?;
         if let Some(needless) = needless {
             self.journal.trim(StreamId::Volume(id), needless);
         }
-        if replayed.given_up > 0 {
+        if given_up > 0 {
             tracing::warn!(
                 volume = %id,
-                records = replayed.given_up,
+                records = given_up,
                 "the journal ends in a gap: writes that were acked but not synced are lost; the lineage changes"
             );
             self.metadata.propose(Command::ChangeLineage { volume: id, epoch }).await?;
         }
-        let array = VolumeArray::start(&self.array, id, epoch, volume.port())?;
-        self.open.insert(id, OpenVolume { door: volume.door(), volume, array });
         Ok(())
+    }
+
+    /// Takes a volume over in an epoch that was granted to this node, and opens it.
+    pub(super) async fn open_in_ensemble(
+        self: &Rc<Self>,
+        copies: &Copies,
+        id: VolumeId,
+        epoch: Epoch,
+    ) -> Result<(), OpenError> {
+        let map = self.until_over(id, epoch, self.read_map(id)).await??;
+        let TakenOver { owning, records } = self.take_over(copies, id, epoch).await?;
+        let stored = records.into_iter().filter_map(|record| {
+            let (header, _) = RecordHeader::decode(&record).ok()?;
+            Some(Stored { epoch: header.epoch, jseq: header.jseq, record })
+        });
+        let (stored, lost) = (stored.collect(), Lost::default());
+        let kept = Kept { stored, lost, records: Rc::new(owning.clone()), owning: Some(owning.clone()) };
+        let opened = self.open_at(id, epoch, map, kept).await;
+        if opened.is_err() {
+            owning.stop();
+        }
+        opened.map(drop)
+    }
+
+    /// A volume's keys, its map as of the checkpoint, and how far that reaches in the sequence.
+    async fn read_map(&self, id: VolumeId) -> Result<(KeySet, ExtentMap, Seq), OpenError> {
+        let checkpoint = self.with_volume(id, |volume| volume.checkpoint.clone())?;
+        let keys = self.with_volume(id, |volume| self.keyring.key_set(id, &volume.keys))??;
+        let map = match &checkpoint {
+            Some(checkpoint) => self.read_root(&keys, checkpoint).await?,
+            None => ExtentMap::empty(self.with_volume(id, |volume| volume.size_bytes / BLOCK_BYTES)?),
+        };
+        Ok((keys, map, checkpoint.map_or(Seq(0), |checkpoint| checkpoint.seq)))
+    }
+
+    /// Opens a volume in an epoch of this node's. Gives how many records were given up.
+    async fn open_at(
+        self: &Rc<Self>,
+        id: VolumeId,
+        epoch: Epoch,
+        (keys, mut map, covered): (KeySet, ExtentMap, Seq),
+        kept: Kept,
+    ) -> Result<usize, OpenError> {
+        self.follow_records(id, &keys, covered, &mut map)?;
+        let durable = self.durable(id)?;
+        let owning = kept.owning.clone();
+        let opening = self.with_volume(id, |volume| self.opening(volume, &keys, epoch, map, durable, kept))?;
+        let (volume, replayed) = Volume::open(&self.env, opening.ok_or(OpenVolumeError::NoKeys)?)?;
+        let array = VolumeArray::start(&self.array, id, epoch, volume.port())?;
+        self.open.insert(id, OpenVolume { door: volume.door(), volume, array, owning });
+        Ok(replayed.given_up)
     }
 
     fn with_volume<T>(&self, id: VolumeId, read: impl FnOnce(&VolumeState) -> T) -> Result<T, OpenError> {
@@ -218,23 +267,18 @@ impl Assembly {
         epoch: Epoch,
         map: ExtentMap,
         durable: Jseq,
-        found: Found,
+        kept: Kept,
     ) -> Option<Opening> {
-        let place = |at: Position| (Epoch(at.epoch), Jseq(at.number));
-        let stored = found.records.into_iter().map(|(at, record)| {
-            let (epoch, jseq) = place(at);
-            Stored { epoch, jseq, record }
-        });
-        let Loss { records, gaps, end } = found.loss;
         Some(Opening {
             frames: VolumeFrames::new(keys, &self.disk_cache, &self.fetcher)?,
-            records: VolumeRecords::new(Rc::clone(&self.journal), keys.volume()),
+            records: kept.records,
             keys: keys.clone(),
             settings: Settings {
                 flush_bytes: self.config.flush.bytes.bytes(),
                 read_ahead_bytes: READ_AHEAD_BYTES,
                 map_bytes: MAP_BYTES,
                 record_blocks_max: record_blocks_max(&self.journal),
+                confirm_reads: kept.owning.is_some(),
             },
             size_bytes: volume.size_bytes,
             acl: (volume.acl.clone(), volume.acl_version),
@@ -242,8 +286,8 @@ impl Assembly {
             head: Start { last: volume.head.last, chain: volume.head.journal_chain },
             durable,
             map,
-            stored: stored.collect(),
-            lost: Lost { records: records.into_iter().map(place).collect(), gaps, end },
+            stored: kept.stored,
+            lost: kept.lost,
             memory: Rc::clone(&self.memory),
             budget: Rc::clone(&self.budget),
             audit: Rc::clone(&self.audit),

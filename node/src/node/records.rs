@@ -7,7 +7,7 @@ use velum_protocol::id::{Epoch, Jseq, VolumeId};
 use crate::{
     env::Local,
     journal::{Journal, Position, StreamId},
-    volume::{JournalFailed, Records},
+    volume::{JournalFailed, OnWritten, Records, Submitted},
 };
 
 pub(super) struct VolumeRecords {
@@ -26,13 +26,21 @@ impl Records for VolumeRecords {
         self.journal.append(self.stream, position(epoch, jseq), record).map_err(|_| JournalFailed)
     }
 
-    fn submit(&self) -> Result<(), JournalFailed> {
-        self.journal.submit().map_err(|_| JournalFailed)
+    fn submit(&self) -> Result<Submitted, JournalFailed> {
+        self.journal.submit().map(|()| Submitted::Written).map_err(|_| JournalFailed)
     }
+
+    /// Nothing is ever on the way.
+    fn on_written(&self, _written: OnWritten) {}
 
     fn sync(&self) -> Local<Result<(), JournalFailed>> {
         let synced = self.journal.sync();
         Box::pin(async move { synced.await.map_err(|_| JournalFailed) })
+    }
+
+    /// Nobody else can.
+    fn confirm(&self) -> Local<()> {
+        Box::pin(std::future::ready(()))
     }
 
     fn trim(&self, epoch: Epoch, through: Jseq) {
@@ -49,6 +57,6 @@ impl Records for VolumeRecords {
     }
 }
 
-fn position(epoch: Epoch, jseq: Jseq) -> Position {
+pub(super) fn position(epoch: Epoch, jseq: Jseq) -> Position {
     Position { epoch: epoch.0, number: jseq.0 }
 }

@@ -8,10 +8,10 @@ use velum_protocol::{
         Request, ResizeVolume, Response, Version,
     },
     format::metadata::{AclEntry, Command, Right},
-    id::{BLOCK_BYTES, BlockIndex, KeyEpoch, REGION_BLOCKS, VolumeId},
+    id::{BLOCK_BYTES, BlockIndex, KeyEpoch, NodeId, REGION_BLOCKS, VolumeId},
 };
 
-use super::{Assembly, exports::OpenVolume, opening::Found, resync::ResyncError, views};
+use super::{Assembly, exports::OpenVolume, resync::ResyncError, views};
 use crate::{
     cloud::CloudError,
     config::Size,
@@ -46,6 +46,7 @@ impl Backend for Service {
                 Request::CreateVolume(volume) => node.create_volume(&principal, volume).await,
                 Request::ShowVolume { name } => node.show(&name),
                 Request::ResizeVolume { name, resize } => node.resize_volume(&name, resize).await,
+                Request::MoveVolume { name, to } => node.move_volume(&name, NodeId(to.node)).await,
                 Request::FlushVolume { name } => node.flush_volume(&name).await,
                 Request::DeleteVolume { name } => node.delete_volume(&name).await,
                 Request::ShowAcl { name } => node.show_acl(&name),
@@ -150,7 +151,7 @@ impl Assembly {
         let CreateVolume { name, size_bytes } = asked;
         self.propose(Command::CreateVolume { volume, name: name.clone(), size_bytes, keys, acl }).await?;
         self.catalogue.published().await;
-        self.open_volume(volume, Found::default()).await.map_err(|error| {
+        self.open_new(volume).await.map_err(|error| {
             let detail = format!("volume `{name}` was created but does not open: {error}");
             Problem::new(ProblemKind::Internal, detail, "restart the node and look at its log")
         })?;
@@ -171,7 +172,14 @@ impl Assembly {
         // larger one is.
         let cleared = if size_bytes < now {
             open.volume.set_size(size_bytes);
-            self.journal.sync().await.map_err(|error| not_resized(name, &error))
+            let synced = match &open.owning {
+                Some(owning) => {
+                    owning.durable().await;
+                    Ok(())
+                }
+                None => self.journal.sync().await,
+            };
+            synced.map_err(|error| not_resized(name, &error))
         } else {
             open.volume.clear_beyond(size_bytes);
             open.array.flush().await.map_err(|error| not_resized(name, &error))
@@ -185,6 +193,34 @@ impl Assembly {
         answer?;
         self.catalogue.published().await;
         self.show(name)
+    }
+
+    /// Another node takes the volume over from this one, with everything that was acked.
+    async fn move_volume(self: &Rc<Self>, name: &str, to: NodeId) -> Result<Response, Problem> {
+        let volume = self.own(name)?;
+        let Some(ownership) = &self.ownership else { return Err(super::cluster::alone()) };
+        if to == self.node {
+            return self.show(name);
+        }
+        if !ownership.hears(to) {
+            let detail = format!("node {to} is no node of the cluster, or it is not reached");
+            return Err(Problem::new(ProblemKind::Conflict, detail, "`velum cluster status` shows who is reached"));
+        }
+        let after = self.metadata.with(|state| state.volumes.get(&volume).map(|volume| volume.epoch));
+        let after = after.ok_or_else(|| Problem::no_volume(name))?;
+        let members = ownership.members(self, to, volume);
+        self.propose(Command::GrantEnsemble { volume, node: to, after, members }).await?;
+        let is_open = || {
+            self.metadata.with(|state| {
+                let open = state.ensembles.get(&volume).map(|ensemble| ensemble.opened);
+                open.is_some_and(|opened| opened > after)
+            })
+        };
+        if self.wait(is_open).await {
+            return self.show(name);
+        }
+        let detail = format!("node {to} was granted volume `{name}` and does not serve it yet");
+        Err(Problem::new(ProblemKind::Unavailable, detail, "`velum cluster status` shows who is reached"))
     }
 
     async fn flush_volume(&self, name: &str) -> Result<Response, Problem> {
@@ -208,7 +244,9 @@ impl Assembly {
         if let Some(open) = self.open.remove(volume) {
             open.volume.close();
         }
-        self.journal.remove(crate::journal::StreamId::Volume(volume));
+        if self.ownership.is_none() {
+            self.journal.remove(crate::journal::StreamId::Volume(volume));
+        }
         self.catalogue.published().await;
         Ok(Response::Deleted(Deleted { name: name.to_owned() }))
     }

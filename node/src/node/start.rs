@@ -25,11 +25,13 @@ use super::{
     Assembly, Node,
     applier::{MetadataApplier, RaftProposer},
     boot::{Boot, Unsynced},
+    copies::{self, Copies, FoundCopies, Known},
     create, crowding,
     exports::{NodeExports, OpenVolumes},
     gauges, group, joining,
     layout::Layout,
     members::{self, Peers},
+    ownership::{self, Ownership},
     resync,
 };
 use crate::{
@@ -234,13 +236,22 @@ impl Node {
             clock: Rc::clone(&env.clock),
             metrics: metrics.raft.clone(),
         });
+        let ownership = match &peers {
+            Some(peers) => {
+                let found = (&replay, unsynced);
+                Some(begin_ownership(&env, (&layout, &keyring, config.node), peers, &journal, &state, found).await?)
+            }
+            None => None,
+        };
         let metadata = Metadata::new(state, proposer, Rc::clone(&env.entropy));
-        let agreement = (consensus, peers, metadata);
+        let agreement = (consensus, peers.zip(ownership), metadata);
         let node = assemble(env, config, (lock, boot), (keyring, identity), journal, agreement, metrics).await?;
         node.begin();
-        if node.peers.is_some() {
-            // Raft may not answer before other nodes run, and operators must see for which.
-            node.open_later(is_doubtful, replay);
+        if node.ownership.is_some() {
+            drop(replay);
+            node.boot.started(&*node.env.disk).await?;
+            ownership::watch(&node);
+            node.looked_through.set(true);
         } else {
             node.open_now(is_doubtful, replay).await?;
         }
@@ -274,6 +285,39 @@ async fn begin_in_group(
         joining::forget(env, layout).await?;
     }
     Ok(begun)
+}
+
+/// Starts what this node keeps of volumes' journals. Which copies are not whole is noted when this returns.
+async fn begin_ownership(
+    env: &Env,
+    (layout, keyring, node): (&Layout, &Keyring, NodeId),
+    peers: &Peers,
+    journal: &Rc<Journal>,
+    state: &Rc<RefCell<State>>,
+    (replay, unsynced): (&Replay, Unsynced),
+) -> Result<Rc<Ownership>, StartError> {
+    let cluster = keyring.cluster();
+    let known = Known {
+        cluster,
+        node,
+        promises: layout.promises(),
+        unsynced,
+        replay,
+        alone: ownership::kept_alone(&state.borrow(), node),
+    };
+    let found = FoundCopies::look(env, known).await?;
+    let volumes = Rc::clone(state);
+    let around = copies::Surroundings {
+        env: env.clone(),
+        cluster,
+        node,
+        journal: Rc::clone(journal),
+        links: peers.links.clone(),
+        is_volume: Box::new(move |id| volumes.borrow().volumes.get(&id).is_some_and(|volume| !volume.deleted)),
+    };
+    let ownership = Rc::new(Ownership::new(Copies::start(around, found).await?, peers.links.clone()));
+    peers.desk.hear_with(ownership.clone());
+    Ok(ownership)
 }
 
 /// What a start has looked at and not changed.
@@ -372,9 +416,10 @@ async fn assemble(
     (lock, boot): (Box<dyn std::any::Any>, Boot),
     (keyring, identity): (Keyring, Identity),
     journal: Rc<Journal>,
-    (consensus, peers, metadata): (Consensus, Option<Peers>, Metadata),
+    (consensus, peers, metadata): (Consensus, Option<(Peers, Rc<Ownership>)>, Metadata),
     metrics: Arc<Metrics>,
 ) -> Result<Rc<Assembly>, StartError> {
+    let (peers, ownership) = peers.unzip();
     let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
     let quorum = metadata.with(|state| usize::try_from(state.quorum).unwrap_or(usize::MAX));
     let used = used_clouds(&config, &metadata);
@@ -416,6 +461,7 @@ async fn assemble(
         journal,
         consensus,
         peers,
+        ownership,
         metadata,
         clouds,
         fetcher,
@@ -445,15 +491,6 @@ impl Assembly {
             Either::Left((opened, _)) => opened,
             Either::Right((cause, _)) => Err(JournalError::Poisoned { cause: cause.into() }.into()),
         }
-    }
-
-    fn open_later(self: &Rc<Self>, is_doubtful: bool, replay: Replay) {
-        let own = Rc::clone(self);
-        actor::spawn(async move {
-            if let Err(error) = own.open(is_doubtful, replay).await {
-                tracing::error!(%error, "the volumes of this node do not open; restart it when that is put right");
-            }
-        });
     }
 
     /// Opens the volumes; first, when acked writes may be lost, their lineages change.

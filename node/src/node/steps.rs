@@ -1,7 +1,8 @@
 //! From the group as raft has it towards the nodes that the metadata names: what the keeper may do next.
 //!
 //! A newcomer learns first and gets a vote when it has caught up. A node that leaves loses its vote, then its membership, and is
-//! retired last: until it is out, its word may be needed to get it out. A leader hands over before it leaves.
+//! retired last: until it is out, its word may be needed to get it out. A leader hands over before it leaves, and so does one that
+//! keeps journals.
 
 use velum_protocol::{format::raft::Membership, id::NodeId};
 
@@ -26,7 +27,7 @@ pub(super) fn next(state: &State, members: &Membership, own: NodeId, is_live: &d
     }
     let (votes, learns) =
         (|node: NodeId| members.voters.contains(&node.0), |node: NodeId| members.learners.contains(&node.0));
-    let leave = state.leaving.iter().filter_map(|node| {
+    let leave = state.leaving.iter().filter(|node| !state.keeps(**node)).filter_map(|node| {
         if *node == own {
             let heir =
                 members.voters.iter().map(|voter| NodeId(*voter)).find(|voter| state.stays(*voter) && is_live(*voter));
@@ -49,7 +50,11 @@ pub(super) fn next(state: &State, members: &Membership, own: NodeId, is_live: &d
 
 #[cfg(test)]
 mod tests {
-    use velum_protocol::id::ClusterId;
+    use bytes::Bytes;
+    use velum_protocol::{
+        format::metadata::{Command, Proposal, RequestId, WrappedKey, WrappedVolumeKeys},
+        id::{ClusterId, Epoch, Hash, KeyEpoch, VolumeId},
+    };
 
     use super::*;
     use crate::metadata::state::NodeEntry;
@@ -91,6 +96,24 @@ mod tests {
         assert_eq!(next(group(&[1, 2], &[])), [Step::Retire(NodeId(3))]);
         let joint = Membership { voters_outgoing: vec![1, 2, 3], ..group(&[1, 2], &[]) };
         assert_eq!(next(joint), [], "one change at a time");
+    }
+
+    /// With a member gone an ensemble bears no other loss, so its volumes have others keep their journals first.
+    #[test]
+    fn a_node_that_keeps_journals_stays_until_others_do() {
+        let mut state = state(&[1, 2, 3], &[3]);
+        let (volume, members) = (VolumeId([7; 16]), vec![NodeId(1), NodeId(2), NodeId(3)]);
+        let run = |state: &mut State, request, command| {
+            state.apply(&Proposal { request: RequestId([request; 16]), command }).unwrap();
+        };
+        let key = WrappedKey { sealed: Bytes::from_static(b"wrapped"), commitment: Hash::ZERO };
+        let keys = WrappedVolumeKeys { key_epoch: KeyEpoch(1), data: key.clone(), metadata: key.clone(), journal: key };
+        run(&mut state, 1, Command::CreateVolume { volume, name: "a".into(), size_bytes: 4096, keys, acl: Vec::new() });
+        run(&mut state, 2, Command::GrantEnsemble { volume, node: NodeId(1), after: Epoch(0), members });
+        let next = |state: &State| next(state, &group(&[1, 2, 3], &[]), NodeId(1), &all_live);
+        assert_eq!(next(&state), []);
+        run(&mut state, 3, Command::DeleteVolume { volume });
+        assert_eq!(next(&state), [Step::Change(Change::Demote(NodeId(3)))]);
     }
 
     #[test]

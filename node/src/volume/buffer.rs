@@ -191,9 +191,22 @@ impl Buffer {
         true
     }
 
-    /// The oldest window that was cut off and that no flush has yet; now one has it.
-    pub fn take_cut(&mut self) -> Option<Arc<Window>> {
-        let cut = self.cut.iter_mut().find(|cut| !cut.taken)?;
+    /// True when a window that ends at `through` or before was cut off and no flush has it.
+    #[must_use]
+    pub fn has_cut(&self, through: Jseq) -> bool {
+        self.cut.iter().find(|cut| !cut.taken).is_some_and(|cut| cut.window.last <= through)
+    }
+
+    /// Lets everything go; gives the bytes it was charged.
+    pub fn forget(&mut self) -> u64 {
+        let bytes = self.bytes();
+        *self = Self::new(self.volume, self.epoch, self.active.last);
+        bytes
+    }
+
+    /// The oldest window that was cut off and that no flush has yet, when it ends at `through` or before; now one has it.
+    pub fn take_cut(&mut self, through: Jseq) -> Option<Arc<Window>> {
+        let cut = self.cut.iter_mut().find(|cut| !cut.taken).filter(|cut| cut.window.last <= through)?;
         cut.taken = true;
         Some(Arc::clone(&cut.window))
     }

@@ -60,9 +60,9 @@ fn a_window_carries_its_bounds_and_leaves_when_committed() {
     buffer.begin(Jseq(4), Instant(9));
     buffer.unmap(0, 1 << 40);
     assert_eq!(buffer.waiting(), (4096 + RUN_BYTES, Some(Instant(1))));
-    let window = buffer.take_cut().unwrap();
+    let window = buffer.take_cut(Jseq(u64::MAX)).unwrap();
     assert_eq!((window.first, window.last, window.chain, window.epoch), (Jseq(1), Jseq(3), Hash([7; 32]), Epoch(3)));
-    assert!(buffer.take_cut().is_none(), "each window is handed out once");
+    assert!(buffer.take_cut(Jseq(u64::MAX)).is_none(), "each window is handed out once");
     assert_eq!(buffer.waiting(), (RUN_BYTES, Some(Instant(9))));
     assert!(buffer.drop_oldest(Jseq(4)).is_none());
     let (dropped, bytes) = buffer.drop_oldest(Jseq(3)).unwrap();
@@ -125,7 +125,7 @@ proptest! {
                     }
                 }
                 Step::Commit => {
-                    if let Some(window) = buffer.take_cut() {
+                    if let Some(window) = buffer.take_cut(Jseq(u64::MAX)) {
                         check_window(&window, &layers[layers.len() - 1 - buffer.cut.len()])?;
                         buffer.drop_oldest(window.last).unwrap();
                         layers.remove(layers.len() - 2 - buffer.cut.len());

@@ -34,18 +34,18 @@ impl VolumeMachine {
         }
     }
 
-    /// The oldest window that no flush has; cuts the active one off if need be. `None` when nothing is dirty, when not all
-    /// of it is at d0 (a burst is under way), or when the journal is poisoned.
+    /// The oldest window that no flush has; cuts the active one off if need be. `None` when nothing is dirty, when it is not
+    /// at d0 yet (the flusher is woken when it is), or when the journal is poisoned.
     pub fn freeze(&mut self) -> Option<Arc<Window>> {
         if self.journaled.poisoned {
             return None;
         }
         self.flush_woken = false;
-        if let Some(window) = self.buffer.take_cut() {
+        if let Some(window) = self.take_window() {
             return Some(window);
         }
         self.cut_window();
-        self.buffer.take_cut()
+        self.take_window()
     }
 
     pub(super) fn committed(&mut self, committed: &Committed, effects: &mut Vec<Effect>) {

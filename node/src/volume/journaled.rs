@@ -31,8 +31,16 @@ pub(super) struct Journaled {
     pub(super) submitted: Jseq,
     pub(super) synced: Jseq,
     pub(super) poisoned: bool,
-    /// The chain at `submitted`.
+    /// The last record sealed; what follows it in the buffer is still to be.
+    sealed: Jseq,
+    /// The chain at `sealed`.
     chain: Hash,
+    /// A flush came for a window that is not at d0 yet.
+    flush_waits: bool,
+    /// Answers to reads that wait for the next look whether this node is the owner still.
+    unconfirmed: Vec<Reply>,
+    /// Those that the look under way is for.
+    confirming: Vec<Reply>,
     /// Where each epoch's positions begin; the last is the owner's.
     epochs: Vec<(Epoch, Jseq)>,
     /// The last position a submit was asked for.
@@ -66,7 +74,11 @@ impl Journaled {
             submitted: last,
             synced: last,
             poisoned: false,
+            sealed: last,
             chain,
+            flush_waits: false,
+            unconfirmed: Vec::new(),
+            confirming: Vec::new(),
             epochs,
             asked: last,
             appended_bytes: 0,
@@ -78,7 +90,7 @@ impl Journaled {
 
     /// Records up to `last` were found in the journal at start: at d0, and not known to be at d1.
     pub(super) fn found(&mut self, last: Jseq, chain: Hash) {
-        (self.submitted, self.asked, self.chain) = (last, last, chain);
+        (self.submitted, self.asked, self.sealed, self.chain) = (last, last, last, chain);
         if let Some(own) = self.epochs.last_mut() {
             own.1 = last.next();
         }
@@ -115,7 +127,23 @@ impl VolumeMachine {
                 }
                 self.journaled.acks.push_back(Ack { jseq, what: Acked::Read(Reply { origin, outcome }) });
             }
-            Some(_) | None => self.reply(origin, outcome, effects),
+            Some(_) | None => self.answer_confirmed(Reply { origin, outcome }, effects),
+        }
+    }
+
+    /// Answers a read: at once where nobody else can own the volume, else when it is known that nobody does.
+    fn answer_confirmed(&mut self, reply: Reply, effects: &mut Vec<Effect>) {
+        if self.settings.confirm_reads {
+            self.journaled.unconfirmed.push(reply);
+        } else {
+            self.reply(reply.origin, reply.outcome, effects);
+        }
+    }
+
+    /// This node was the owner at some time after the look began.
+    pub(super) fn confirmed(&mut self, effects: &mut Vec<Effect>) {
+        for Reply { origin, outcome } in std::mem::take(&mut self.journaled.confirming) {
+            self.reply(origin, outcome, effects);
         }
     }
 
@@ -135,15 +163,34 @@ impl VolumeMachine {
             return;
         }
         self.journaled.submitted = through;
-        self.journaled.chain = chain;
+        if through >= self.journaled.sealed {
+            (self.journaled.sealed, self.journaled.chain) = (through, chain);
+        }
         while let Some(ack) = self.journaled.acks.pop_front_if(|ack| ack.jseq <= through) {
             match ack.what {
                 Acked::Write { origin, fua: false } => self.reply(origin, Outcome::Done, effects),
                 Acked::Write { origin, fua: true } => self.journaled.barriers.push_back((ack.jseq, origin)),
-                Acked::Read(Reply { origin, outcome }) => self.reply(origin, outcome, effects),
+                Acked::Read(reply) => self.answer_confirmed(reply, effects),
             }
         }
         self.cut_when_full();
+        if self.journaled.flush_waits && self.buffer.has_cut(through) {
+            self.journaled.flush_waits = false;
+            self.wake_flush(effects);
+        }
+    }
+
+    /// Records are sealed and on their way to d0; the chain at the last of them is known.
+    pub(super) fn sealed(&mut self, through: Jseq, chain: Hash) {
+        (self.journaled.sealed, self.journaled.chain) = (through, chain);
+        self.cut_when_full();
+    }
+
+    /// The oldest window that was cut off, all of it is at d0, and no flush has it.
+    pub(super) fn take_window(&mut self) -> Option<std::sync::Arc<super::messages::Window>> {
+        let window = self.buffer.take_cut(self.journaled.submitted);
+        self.journaled.flush_waits = window.is_none();
+        window
     }
 
     /// Cuts the active window off when it has grown to what one flush should carry.
@@ -180,11 +227,32 @@ impl VolumeMachine {
         self.drop_writes(now, effects, |_| Some(Refusal::Failed));
     }
 
+    /// Somebody else owns the volume: nothing is answered, acked or flushed here any more, and what was held is let go.
+    pub(super) fn abandon(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        (self.closing, self.journaled.poisoned) = (true, true);
+        self.journaled.acks.clear();
+        self.journaled.barriers.clear();
+        self.journaled.unconfirmed.clear();
+        self.journaled.confirming.clear();
+        // Sessions first, so that nothing below answers them.
+        for session in std::mem::take(&mut self.sessions).into_keys() {
+            self.gathering.forget_session(session);
+        }
+        self.drop_writes(now, effects, |_| Some(Refusal::Closing));
+        let bytes = self.buffer.forget();
+        self.exposed.clear();
+        self.give_back(bytes);
+    }
+
     /// The end of a step: asks for the submit and the sync that somebody waits for. Within a burst both wait for its end,
     /// so that one write of the journal carries all of it.
     pub(super) fn settle(&mut self, in_burst: bool, effects: &mut Vec<Effect>) {
         let last = self.buffer.last();
         let journaled = &mut self.journaled;
+        if !in_burst && journaled.confirming.is_empty() && !journaled.unconfirmed.is_empty() {
+            journaled.confirming = std::mem::take(&mut journaled.unconfirmed);
+            effects.push(Effect::Confirm);
+        }
         if journaled.poisoned || (in_burst && journaled.appended_bytes < BATCH_BYTES_MAX) {
             return;
         }
@@ -201,10 +269,10 @@ impl VolumeMachine {
         }
     }
 
-    /// Cuts the active window off, if all of it is at d0.
+    /// Cuts the active window off, if all of it is sealed. It is handed out when it is at d0.
     pub(super) fn cut_window(&mut self) {
         let (last, since) = (self.buffer.last(), self.buffer.active_since());
-        if self.journaled.submitted == last
+        if self.journaled.sealed == last
             && let Some(since) = since
             && self.buffer.cut(self.journaled.chain)
         {

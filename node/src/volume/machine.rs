@@ -66,6 +66,8 @@ pub struct Settings {
     pub map_bytes: u64,
     /// The most blocks with contents that a record may hold and the journal takes; at least one.
     pub record_blocks_max: u64,
+    /// Another node may become the owner: what is read is answered when enough members say that none has.
+    pub confirm_reads: bool,
 }
 
 /// What the machine takes in.
@@ -142,8 +144,19 @@ pub enum Input {
         /// The size it may grow to, in blocks.
         blocks: u64,
     },
+    /// This node is the owner still.
+    Confirmed,
+    /// Records are sealed and on their way to d0.
+    Sealed {
+        /// The position of the last one.
+        through: Jseq,
+        /// The chain there.
+        chain: Hash,
+    },
     /// The volume is going away: no more requests are taken.
     Close,
+    /// Somebody else owns the volume: nothing is answered any more.
+    Abandon,
 }
 
 /// What a fetch brought.
@@ -181,6 +194,8 @@ pub enum Effect {
         /// The last position submitted.
         through: Jseq,
     },
+    /// Look whether this node is the owner still; then [`Input::Confirmed`].
+    Confirm,
     /// Answer a guest.
     Reply(Reply),
     /// Fetch a frame, or at least the blocks wanted of it.
@@ -539,6 +554,7 @@ impl Machine for VolumeMachine {
             Input::Request(request) => self.request(now, request, effects),
             Input::EndBurst => {}
             Input::Submitted { through, chain } => self.submitted(through, chain, effects),
+            Input::Sealed { through, chain } => self.sealed(through, chain),
             Input::Synced { through } => self.synced(through, effects),
             Input::JournalFailed => self.poison(now, effects),
             Input::Fetched { frame, result } => self.fetched(now, &frame, result, effects),
@@ -551,7 +567,9 @@ impl Machine for VolumeMachine {
             Input::SetAcl { entries, version } => self.set_acl(now, &entries, version, effects),
             Input::SetSize { blocks } => self.set_size(now, blocks, effects),
             Input::ClearBeyond { blocks } => self.clear_beyond(now, blocks, effects),
+            Input::Confirmed => self.confirmed(effects),
             Input::Close => self.close(now, effects),
+            Input::Abandon => self.abandon(now, effects),
         }
         self.release_blocked(now, effects);
         self.settle(in_burst, effects);

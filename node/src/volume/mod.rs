@@ -19,7 +19,9 @@ pub mod sealing;
 mod shell;
 mod write;
 
-pub use shell::{FrameSource, JournalFailed, OpenVolumeError, Opening, Records, Replayed, Volume};
+pub use shell::{
+    FrameSource, JournalFailed, OnWritten, OpenVolumeError, Opening, Records, Replayed, Submitted, Volume,
+};
 
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "marks and small offsets of a test device")]

@@ -12,7 +12,7 @@ use velum_protocol::{
         location::Frame,
         metadata::{AclEntry, ObjectRef, Right},
     },
-    id::{BLOCK_BYTES, Epoch, Jseq, SessionId, VolumeId},
+    id::{BLOCK_BYTES, Epoch, Hash, Jseq, SessionId, VolumeId},
 };
 
 use super::{
@@ -41,20 +41,36 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 #[error("the journal failed")]
 pub struct JournalFailed;
 
-/// One volume's stream of the node's journal.
+/// Whether records that were submitted are at d0 already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// They are.
+    Written,
+    /// They will be when enough nodes have them; see [`Records::on_written`].
+    OnTheWay,
+}
+
+/// Is told that everything up to a position, with the chain there, is at d0.
+pub type OnWritten = Rc<dyn Fn(Jseq, Hash)>;
+
+/// Where one volume's records are kept: the node's journal, or those of several nodes.
 pub trait Records {
     /// Puts a sealed record into the journal's batch.
     ///
     /// # Errors
     /// When the journal does not take it; the volume acks nothing any more.
     fn append(&self, epoch: Epoch, jseq: Jseq, record: &[u8]) -> Result<(), JournalFailed>;
-    /// Writes the batch: everything appended is at d0.
+    /// Has the batch written: everything appended comes to d0.
     ///
     /// # Errors
     /// When the write failed.
-    fn submit(&self) -> Result<(), JournalFailed>;
+    fn submit(&self) -> Result<Submitted, JournalFailed>;
+    /// Has `written` called when records that were on the way are at d0.
+    fn on_written(&self, written: OnWritten);
     /// Completes when everything submitted before the call is at d1.
     fn sync(&self) -> Local<Result<(), JournalFailed>>;
+    /// Completes when it is known that nobody else could have had anything acked when this was called.
+    fn confirm(&self) -> Local<()>;
     /// Forgets records up to a position.
     fn trim(&self, epoch: Epoch, through: Jseq);
     /// True when `bytes` of records fit.
@@ -178,6 +194,7 @@ impl Volume {
             .ok_or(OpenVolumeError::NoKeys)?;
         let machine = Rc::new(RefCell::new(machine));
         let shared = Rc::new(Shared::default());
+        let records = Rc::clone(&opening.records);
         let shell = VolumeShell {
             id,
             clock: Rc::clone(&env.clock),
@@ -189,6 +206,8 @@ impl Volume {
             shared: Rc::clone(&shared),
         };
         let handle = actor::start(Rc::clone(&env.clock), Stepped(Rc::clone(&machine)), shell);
+        let own = handle.clone();
+        records.on_written(Rc::new(move |through, chain| own.call(Input::Submitted { through, chain })));
         let (room, pressure) = (handle.clone(), handle.clone());
         let room: Wake = Rc::new(move || room.call(Input::Room));
         let pressure: Wake = Rc::new(move || pressure.call(Input::Pressure));
@@ -230,6 +249,14 @@ impl Volume {
     /// window is committed or the node stops.
     pub fn close(&self) {
         self.handle.call(Input::Close);
+        self.budget.unregister(self.id);
+    }
+
+    /// Another node owns the volume: from here on nothing is answered or acked, and what was dirty here is let go, for it is
+    /// that node's business. Sessions are to be ended by whoever calls.
+    pub fn abandon(&self) {
+        self.handle.call(Input::Abandon);
+        self.shared.sessions.borrow_mut().clear();
         self.budget.unregister(self.id);
     }
 
@@ -358,7 +385,8 @@ impl Shell<Stepped> for VolumeShell {
                 }
             }
             Effect::Submit { through } => own.call(match self.records.submit() {
-                Ok(()) => Input::Submitted { through, chain: self.sealer.chain() },
+                Ok(Submitted::Written) => Input::Submitted { through, chain: self.sealer.chain() },
+                Ok(Submitted::OnTheWay) => Input::Sealed { through, chain: self.sealer.chain() },
                 Err(JournalFailed) => Input::JournalFailed,
             }),
             Effect::Sync { through } => {
@@ -368,6 +396,13 @@ impl Shell<Stepped> for VolumeShell {
                         Ok(()) => Input::Synced { through },
                         Err(JournalFailed) => Input::JournalFailed,
                     }
+                });
+            }
+            Effect::Confirm => {
+                let confirmed = self.records.confirm();
+                own.spawn(async move {
+                    confirmed.await;
+                    Input::Confirmed
                 });
             }
             Effect::Reply(reply) => {

@@ -58,6 +58,9 @@ pub struct VolumeStanding {
     pub epoch: u64,
     /// The nodes that keep its journal; empty while its owner does so alone.
     pub members: Vec<u64>,
+    /// Those of them whose journal holds every acked write; told by the volume's owner only.
+    #[serde(default)]
+    pub current: Option<Vec<u64>>,
     /// How far each cloud is.
     pub clouds: Vec<CloudLag>,
     /// How much is at risk now; told by the volume's owner only.

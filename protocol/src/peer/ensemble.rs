@@ -314,6 +314,52 @@ impl Tail {
     }
 }
 
+/// Asks a member whether it has promised an epoch later than the owner's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirm {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// Comes back with the answer.
+    pub ticket: u64,
+}
+
+impl Confirm {
+    pub(super) fn put(self, out: &mut Vec<u8>) {
+        put_epoch(self.volume, self.epoch, out);
+        out.extend_from_slice(&self.ticket.to_le_bytes());
+    }
+
+    pub(super) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
+        let (volume, epoch) = read_epoch(fields)?;
+        Ok(Self { volume, epoch, ticket: fields.u64()? })
+    }
+}
+
+/// The answer to [`Confirm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch promised; zero for none.
+    pub promise: Epoch,
+    /// As asked.
+    pub ticket: u64,
+}
+
+impl Confirmed {
+    pub(super) fn put(self, out: &mut Vec<u8>) {
+        put_epoch(self.volume, self.promise, out);
+        out.extend_from_slice(&self.ticket.to_le_bytes());
+    }
+
+    pub(super) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
+        let (volume, promise) = (VolumeId(fields.array()?), Epoch(fields.u64()?));
+        Ok(Self { volume, promise, ticket: fields.u64()? })
+    }
+}
+
 fn put_epoch(volume: VolumeId, epoch: Epoch, out: &mut Vec<u8>) {
     out.extend_from_slice(&volume.0);
     out.extend_from_slice(&epoch.0.to_le_bytes());

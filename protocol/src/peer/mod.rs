@@ -63,10 +63,14 @@ pub enum Kind {
     ReadTail = 20,
     /// Here it is.
     Tail = 21,
+    /// Has a later epoch been promised?
+    Confirm = 22,
+    /// The one that has.
+    Confirmed = 23,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Hello,
         Self::Beat,
         Self::Raft,
@@ -81,6 +85,8 @@ impl Kind {
         Self::Fenced,
         Self::ReadTail,
         Self::Tail,
+        Self::Confirm,
+        Self::Confirmed,
     ];
 }
 
@@ -181,6 +187,10 @@ pub enum Frame {
     ReadTail(ensemble::ReadTail),
     /// See [`Kind::Tail`].
     Tail(ensemble::Tail),
+    /// See [`Kind::Confirm`].
+    Confirm(ensemble::Confirm),
+    /// See [`Kind::Confirmed`].
+    Confirmed(ensemble::Confirmed),
 }
 
 impl Frame {
@@ -202,6 +212,8 @@ impl Frame {
             Self::Fenced(_) => Kind::Fenced,
             Self::ReadTail(_) => Kind::ReadTail,
             Self::Tail(_) => Kind::Tail,
+            Self::Confirm(_) => Kind::Confirm,
+            Self::Confirmed(_) => Kind::Confirmed,
         }
     }
 
@@ -227,6 +239,8 @@ impl Frame {
             Self::Fenced(fenced) => fenced.put(&mut out),
             Self::ReadTail(read) => read.put(&mut out),
             Self::Tail(tail) => tail.put(&mut out),
+            Self::Confirm(confirm) => confirm.put(&mut out),
+            Self::Confirmed(confirmed) => confirmed.put(&mut out),
         }
         let body_bytes = out.len() - HEADER_BYTES;
         assert!(body_bytes <= BODY_BYTES_MAX, "a frame's body is bounded");
@@ -256,6 +270,8 @@ impl Frame {
             Kind::Fenced => Self::Fenced(ensemble::Fenced::read(&mut fields)?),
             Kind::ReadTail => Self::ReadTail(ensemble::ReadTail::read(&mut fields)?),
             Kind::Tail => Self::Tail(ensemble::Tail::read(body, &mut fields)?),
+            Kind::Confirm => Self::Confirm(ensemble::Confirm::read(&mut fields)?),
+            Kind::Confirmed => Self::Confirmed(ensemble::Confirmed::read(&mut fields)?),
         };
         fields.end()?;
         Ok(frame)

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::{
     agreement::{Message, MessageKind, SnapshotHead},
-    ensemble::{Append, Appended, Fence, Fenced, Life, Marks, Point, ReadTail, Tail},
+    ensemble::{Append, Appended, Confirm, Confirmed, Fence, Fenced, Life, Marks, Point, ReadTail, Tail},
     *,
 };
 use crate::{
@@ -120,6 +120,8 @@ fn of_ensembles() -> Vec<Frame> {
         Frame::Fenced(fenced()),
         Frame::ReadTail(ReadTail { volume, epoch: Epoch(4), after: Jseq(5), through: Jseq(10) }),
         Frame::Tail(Tail { volume, epoch: Epoch(4), prev: point(5), records: vec![Bytes::from(vec![0x33; 136])] }),
+        Frame::Confirm(Confirm { volume, epoch: Epoch(4), ticket: 9 }),
+        Frame::Confirmed(Confirmed { volume, promise: Epoch(4), ticket: 9 }),
     ]
 }
 
@@ -274,7 +276,7 @@ fn headers_are_judged_before_their_bodies() {
     assert_eq!(forged(3, most + 1), Err(FrameError::Length(most + 1)));
     assert_eq!(forged(0, 1), Err(FrameError::Kind(0)));
     assert_eq!(forged(9, 1), Err(FrameError::Kind(9)));
-    assert_eq!(forged(22, 1), Err(FrameError::Kind(22)));
+    assert_eq!(forged(24, 1), Err(FrameError::Kind(24)));
 }
 
 #[test]
@@ -375,6 +377,14 @@ fn frames_of_ensembles_keep_their_bytes() {
                 "333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333333",
                 "3333333333333333333333333333333333333333333333333333333333333333333333333333333333333333"
             ),
+        ),
+        (
+            "564c70720100160020000000",
+            concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000"),
+        ),
+        (
+            "564c70720100170020000000",
+            concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000"),
         ),
     ];
     for (frame, (header, body)) in of_ensembles().into_iter().zip(goldens) {

@@ -114,6 +114,9 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
         ("DELETE", ["volumes", name]) => bare(Request::DeleteVolume { name: named(name)? }),
         ("POST", ["volumes", name, "flush"]) => bare(Request::FlushVolume { name: named(name)? }),
         ("POST", ["volumes", name, "resize"]) => resize(name, headers, body),
+        ("POST", ["volumes", name, "move"]) => {
+            Ok(Request::MoveVolume { name: named(name)?, to: guard::json(headers, body)? })
+        }
         ("GET", ["volumes", name, "acl"]) => bare(Request::ShowAcl { name: named(name)? }),
         ("POST", ["volumes", name, "acl"]) => acl(name, headers, body),
         (
@@ -125,7 +128,7 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
             | ["clouds", "check"]
             | ["clouds", _, "resync"]
             | ["volumes", _]
-            | ["volumes", _, "flush" | "resize" | "acl"],
+            | ["volumes", _, "flush" | "resize" | "move" | "acl"],
         ) => Err(method_not_allowed()),
         _ => Err(no_such_path()),
     }

@@ -1,5 +1,6 @@
 //! The volume's machine, driven directly: what it promises guests, one test per promise.
 
+mod among_others;
 mod crash;
 mod flush;
 mod random;

@@ -70,10 +70,25 @@ impl Room for Tank {
 /// Something the machine asked for and that is not done yet.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Sync { through: Jseq, records: usize },
-    Frame { frame: Frame, wanted: u16 },
-    Page { page: ObjectRef },
+    Sync {
+        through: Jseq,
+        records: usize,
+    },
+    Frame {
+        frame: Frame,
+        wanted: u16,
+    },
+    Page {
+        page: ObjectRef,
+    },
     Room,
+    /// Enough nodes have the records.
+    Written {
+        through: Jseq,
+        chain: Hash,
+    },
+    /// Enough nodes say that nobody else is the owner.
+    Confirm,
 }
 
 /// What survives a crash.
@@ -121,6 +136,7 @@ pub(super) struct World {
     pub(super) now: Instant,
     /// Every append from now on fails.
     pub(super) journal_fails: bool,
+    among_others: bool,
     budget_bytes: u64,
 }
 
@@ -144,12 +160,23 @@ impl World {
         Self::start(keys(), disk, outside, budget_bytes).unwrap()
     }
 
+    /// One whose journal other nodes keep too: d0 comes later, and reads are confirmed.
+    pub(super) fn among_others(budget_bytes: u64) -> Self {
+        let (keys, disk, outside, _) = Self::new(budget_bytes).kill();
+        Self::open(keys, disk, outside, budget_bytes, true).unwrap()
+    }
+
     /// A new life on what is left.
-    pub(super) fn start(
+    pub(super) fn start(keys: KeySet, disk: Disk, outside: Outside, budget_bytes: u64) -> Result<Self, ReplayError> {
+        Self::open(keys, disk, outside, budget_bytes, false)
+    }
+
+    fn open(
         keys: KeySet,
         disk: Disk,
         mut outside: Outside,
         budget_bytes: u64,
+        among_others: bool,
     ) -> Result<Self, ReplayError> {
         outside.epoch = outside.epoch.next();
         let owner = Owner { epoch: outside.epoch, lineage: outside.lineage };
@@ -170,6 +197,7 @@ impl World {
                 read_ahead_bytes: 64 << 10,
                 map_bytes: 0,
                 record_blocks_max: 256,
+                confirm_reads: among_others,
             },
             size_blocks: BLOCKS,
             gate: Gate::compile(&everyone(), 1),
@@ -205,6 +233,7 @@ impl World {
             tank,
             now: Instant(1_000),
             journal_fails: false,
+            among_others,
             budget_bytes,
         })
     }
@@ -259,9 +288,15 @@ impl World {
                 assert_eq!(self.batch.last().map(|record| record.jseq), Some(through), "submits what was appended");
                 self.submits += 1;
                 self.disk.records.append(&mut self.batch);
-                return Some(Input::Submitted { through, chain: self.sealer.chain() });
+                let chain = self.sealer.chain();
+                if self.among_others {
+                    self.pending.push(Pending::Written { through, chain });
+                    return Some(Input::Sealed { through, chain });
+                }
+                return Some(Input::Submitted { through, chain });
             }
             Effect::Sync { through } => self.pending.push(Pending::Sync { through, records: self.disk.records.len() }),
+            Effect::Confirm => self.pending.push(Pending::Confirm),
             Effect::Reply(reply) => self.replies.push((reply.origin, reply.outcome)),
             Effect::FetchFrame { frame, wanted, .. } => self.pending.push(Pending::Frame { frame, wanted }),
             Effect::FetchPage { page, .. } => self.pending.push(Pending::Page { page }),
@@ -315,6 +350,8 @@ impl World {
                 Input::PageFetched { page, result: Ok(payload) }
             }
             Pending::Room => Input::Room,
+            Pending::Written { through, chain } => Input::Submitted { through, chain },
+            Pending::Confirm => Input::Confirmed,
         };
         self.step(input);
     }

@@ -1,0 +1,321 @@
+//! An open volume's records among the members of its ensemble: the owner's machine in its actor, and the volume's seam to it.
+//!
+//! A record is at d0 when enough members have it in their page caches, at d1 when enough have it on their disks. Both marks
+//! come from the machine. Once a member has promised a later epoch, nothing more comes to any mark: what waits is answered by
+//! nobody here, and whoever watches ownership ends the sessions.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use velum_protocol::{
+    id::{Epoch, Hash, Jseq, NodeId, VolumeId},
+    peer::{Frame, ensemble::Point},
+};
+
+use super::copies::{Copies, Ear};
+use crate::{
+    actor::{self, Handle, Machine, Shell},
+    ensemble::{
+        confirm::{self, Confirming},
+        owner::{Effect, Input, MemberStanding, Opening, Owner, TICK},
+    },
+    env::{Env, Instant, Local},
+    journal::Journal,
+    volume::{JournalFailed, OnWritten, Records, Submitted},
+};
+
+/// An owner among the members. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Owning {
+    handle: Handle<Input>,
+    asking: Handle<confirm::Input>,
+    machine: Rc<RefCell<Stepped>>,
+    marks: Rc<Marks>,
+    journal: Rc<Journal>,
+}
+
+/// Ticks without a word after which a member is gone.
+const GONE_TICKS: u32 = 20;
+
+/// How a member's copy stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It holds everything acked.
+    Current,
+    /// The member answers, and its copy holds less, or what it holds does not count yet.
+    Lagging,
+    /// The member does not answer.
+    Gone,
+}
+
+/// How far the records are, and who waits for them.
+#[derive(Default)]
+struct Marks {
+    /// The last record made.
+    made: Cell<Jseq>,
+    written: Cell<Jseq>,
+    durable: Cell<Jseq>,
+    on_written: RefCell<Option<OnWritten>>,
+    waiting: RefCell<Vec<(Jseq, oneshot::Sender<()>)>>,
+    /// Whom the round of questions under way is for, and who asked since it began.
+    asked: RefCell<(Vec<oneshot::Sender<()>>, Vec<oneshot::Sender<()>>)>,
+    deposed: Cell<Option<Epoch>>,
+}
+
+impl Owning {
+    /// Starts shipping to the members.
+    pub(super) fn start(env: &Env, copies: &Copies, journal: &Rc<Journal>, opening: Opening) -> Self {
+        let volume = opening.volume;
+        let marks = Rc::new(Marks::default());
+        marks.durable.set(opening.durable);
+        marks.written.set(opening.durable);
+        let records = u64::try_from(opening.records.len()).expect("a length in memory fits 64 bits");
+        marks.made.set(Jseq(opening.base.at.0 + records));
+        let asker = Confirming::new(volume, opening.epoch, opening.members.clone());
+        let asker_shell = AskerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
+        let asking = actor::start(Rc::clone(&env.clock), Asker(asker), asker_shell);
+        let mut first = Vec::new();
+        let owner = Owner::new(opening, &mut first);
+        let machine = Rc::new(RefCell::new(Stepped { owner: Some(owner), first }));
+        let shell = OwnerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
+        let handle = actor::start(Rc::clone(&env.clock), Shared(Rc::clone(&machine)), shell);
+        copies.listen(volume, Rc::new(OwnerEar(handle.clone(), asking.clone())));
+        let own = Self { handle, asking, machine, marks, journal: Rc::clone(journal) };
+        own.handle.call(Input::Tick);
+        own.tick(env);
+        own
+    }
+
+    fn tick(&self, env: &Env) {
+        let (own, clock) = (self.clone(), Rc::clone(&env.clock));
+        actor::spawn(async move {
+            while own.machine.borrow().owner.is_some() {
+                clock.sleep(TICK).await;
+                own.handle.call(Input::Tick);
+                own.asking.call(confirm::Input::Tick);
+            }
+        });
+    }
+
+    /// Completes when everything made so far is at d1.
+    pub(super) fn durable(&self) -> Local<()> {
+        let needed = self.marks.made.get();
+        if self.marks.durable.get() >= needed {
+            return Box::pin(std::future::ready(()));
+        }
+        let (done, wait) = oneshot::channel();
+        self.marks.waiting.borrow_mut().push((needed, done));
+        self.handle.call(Input::Sync);
+        Box::pin(async move {
+            if wait.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+
+    /// Raft has opened the epoch.
+    pub(super) fn opened(&self) {
+        self.handle.call(Input::Opened);
+    }
+
+    /// How the members' copies stand.
+    pub(super) fn copies(&self) -> Vec<(NodeId, Standing)> {
+        let written = self.marks.written.get();
+        let standing = |member: MemberStanding| {
+            let standing = match member {
+                MemberStanding { heard, .. } if heard > GONE_TICKS => Standing::Gone,
+                MemberStanding { at, amnesic: false, .. } if at >= written => Standing::Current,
+                _ => Standing::Lagging,
+            };
+            (member.node, standing)
+        };
+        let members = self.machine.borrow().owner.as_ref().map(Owner::status).unwrap_or_default();
+        members.into_iter().map(standing).collect()
+    }
+
+    /// No more: what waits for a mark waits for ever.
+    pub(super) fn stop(&self) {
+        self.machine.borrow_mut().owner = None;
+        *self.marks.on_written.borrow_mut() = None;
+        self.marks.asked.take();
+    }
+}
+
+impl Records for Owning {
+    fn append(&self, _epoch: Epoch, jseq: Jseq, record: &[u8]) -> Result<(), JournalFailed> {
+        self.marks.made.set(jseq);
+        self.handle.call(Input::Made { record: Bytes::copy_from_slice(record) });
+        Ok(())
+    }
+
+    fn submit(&self) -> Result<Submitted, JournalFailed> {
+        self.handle.call(Input::Push);
+        Ok(Submitted::OnTheWay)
+    }
+
+    fn on_written(&self, written: OnWritten) {
+        *self.marks.on_written.borrow_mut() = Some(written);
+    }
+
+    fn sync(&self) -> Local<Result<(), JournalFailed>> {
+        let durable = self.durable();
+        Box::pin(async move {
+            durable.await;
+            Ok(())
+        })
+    }
+
+    fn confirm(&self) -> Local<()> {
+        let (done, wait) = oneshot::channel();
+        self.marks.asked.borrow_mut().1.push(done);
+        self.asking.call(confirm::Input::Ask);
+        Box::pin(async move {
+            if wait.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+
+    fn trim(&self, _epoch: Epoch, through: Jseq) {
+        self.handle.call(Input::Trimmed(through));
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        self.journal.has_room(bytes)
+    }
+
+    fn room(&self, bytes: u64) -> Local<Result<(), JournalFailed>> {
+        let room = self.journal.room(bytes);
+        Box::pin(async move { room.await.map_err(|_| JournalFailed) })
+    }
+}
+
+/// The machine, until it is stopped, and what it wants done from the start.
+struct Stepped {
+    owner: Option<Owner>,
+    first: Vec<Effect>,
+}
+
+struct Shared(Rc<RefCell<Stepped>>);
+
+impl Machine for Shared {
+    type Input = Input;
+    type Effect = Effect;
+
+    fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
+        let mut stepped = self.0.borrow_mut();
+        effects.append(&mut stepped.first);
+        if let Some(owner) = &mut stepped.owner {
+            owner.step(input, effects);
+        }
+    }
+}
+
+struct OwnerEar(Handle<Input>, Handle<confirm::Input>);
+
+impl Ear for OwnerEar {
+    fn told(&self, from: NodeId, frame: Frame) {
+        match frame {
+            Frame::Appended(appended) => self.0.call(Input::Appended(from, appended)),
+            Frame::Confirmed(confirmed) => self.1.call(confirm::Input::Confirmed(from, confirmed)),
+            _ => {}
+        }
+    }
+
+    fn lost(&self, to: NodeId) {
+        self.0.call(Input::Lost(to));
+    }
+}
+
+struct OwnerShell {
+    volume: VolumeId,
+    copies: Copies,
+    marks: Rc<Marks>,
+}
+
+impl Shell<Shared> for OwnerShell {
+    fn perform(&mut self, effect: Effect, _own: &Handle<Input>) {
+        match effect {
+            Effect::Send { to, frame } => self.copies.send(to, frame),
+            Effect::Written(Point { at, chain }) => self.marks.written(at, chain),
+            Effect::Durable(at) => self.marks.durable(at),
+            Effect::Deposed(by) => {
+                self.marks.deposed(self.volume, by);
+            }
+            Effect::Conflict(member) => {
+                tracing::error!(volume = %self.volume, %member, "a copy of the journal holds what cannot be; it is not counted");
+            }
+        }
+    }
+}
+
+struct Asker(Confirming);
+
+impl Machine for Asker {
+    type Input = confirm::Input;
+    type Effect = confirm::Effect;
+
+    fn step(&mut self, _now: Instant, input: confirm::Input, effects: &mut Vec<confirm::Effect>) {
+        self.0.step(input, effects);
+    }
+}
+
+struct AskerShell {
+    volume: VolumeId,
+    copies: Copies,
+    marks: Rc<Marks>,
+}
+
+impl Shell<Asker> for AskerShell {
+    fn perform(&mut self, effect: confirm::Effect, _own: &Handle<confirm::Input>) {
+        match effect {
+            confirm::Effect::Send { to, frame } => self.copies.send(to, frame),
+            confirm::Effect::Began => self.marks.round_began(),
+            confirm::Effect::Confirmed => self.marks.confirmed(),
+            confirm::Effect::Deposed(by) => self.marks.deposed(self.volume, by),
+        }
+    }
+}
+
+impl Marks {
+    fn deposed(&self, volume: VolumeId, by: Epoch) {
+        if self.deposed.replace(Some(by)).is_none() {
+            tracing::warn!(%volume, epoch = %by, "a member has promised a later epoch: this node is not the owner any more");
+        }
+    }
+
+    fn round_began(&self) {
+        let (round, since) = &mut *self.asked.borrow_mut();
+        round.append(since);
+    }
+
+    fn confirmed(&self) {
+        let round = std::mem::take(&mut self.asked.borrow_mut().0);
+        for done in round {
+            // Whoever asked may be gone.
+            let _ = done.send(());
+        }
+    }
+
+    fn written(&self, at: Jseq, chain: Hash) {
+        self.written.set(at);
+        let written = self.on_written.borrow().as_ref().map(Rc::clone);
+        if let Some(written) = written {
+            written(at, chain);
+        }
+    }
+
+    fn durable(&self, at: Jseq) {
+        self.durable.set(at);
+        let (done, waiting) = self.waiting.take().into_iter().partition(|(needed, _)| *needed <= at);
+        *self.waiting.borrow_mut() = waiting;
+        for (_, done) in Vec::<(Jseq, oneshot::Sender<()>)>::from(done) {
+            // Whoever waited may be gone.
+            let _ = done.send(());
+        }
+    }
+}
