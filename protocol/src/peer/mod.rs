@@ -6,6 +6,7 @@
 mod admission;
 pub mod agreement;
 pub mod ensemble;
+pub mod forward;
 mod hello;
 mod proposal;
 
@@ -63,10 +64,34 @@ pub enum Kind {
     ReadTail = 20,
     /// Here it is.
     Tail = 21,
+    /// A stream of forwarded requests begins.
+    Open = 32,
+    /// It has.
+    Opened = 33,
+    /// It is over.
+    Closed = 34,
+    /// A guest's session begins.
+    Attach = 35,
+    /// It may go on.
+    Attached = 36,
+    /// It is over.
+    Ended = 37,
+    /// It is to be over.
+    Detach = 38,
+    /// A guest's request.
+    Request = 39,
+    /// More of a write's payload.
+    Payload = 40,
+    /// The answer to a request, or a part of it.
+    Reply = 41,
+    /// How many bytes of requests were taken.
+    TookRequests = 42,
+    /// How many bytes of replies were taken.
+    TookReplies = 43,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 26] = [
         Self::Hello,
         Self::Beat,
         Self::Raft,
@@ -81,6 +106,18 @@ impl Kind {
         Self::Fenced,
         Self::ReadTail,
         Self::Tail,
+        Self::Open,
+        Self::Opened,
+        Self::Closed,
+        Self::Attach,
+        Self::Attached,
+        Self::Ended,
+        Self::Detach,
+        Self::Request,
+        Self::Payload,
+        Self::Reply,
+        Self::TookRequests,
+        Self::TookReplies,
     ];
 }
 
@@ -181,6 +218,8 @@ pub enum Frame {
     ReadTail(ensemble::ReadTail),
     /// See [`Kind::Tail`].
     Tail(ensemble::Tail),
+    /// About forwarded requests: [`Kind::Open`] to [`Kind::TookReplies`].
+    Forward(forward::Forward),
 }
 
 impl Frame {
@@ -202,6 +241,7 @@ impl Frame {
             Self::Fenced(_) => Kind::Fenced,
             Self::ReadTail(_) => Kind::ReadTail,
             Self::Tail(_) => Kind::Tail,
+            Self::Forward(forward) => forward.kind(),
         }
     }
 
@@ -227,6 +267,7 @@ impl Frame {
             Self::Fenced(fenced) => fenced.put(&mut out),
             Self::ReadTail(read) => read.put(&mut out),
             Self::Tail(tail) => tail.put(&mut out),
+            Self::Forward(forward) => forward.put(&mut out),
         }
         let body_bytes = out.len() - HEADER_BYTES;
         assert!(body_bytes <= BODY_BYTES_MAX, "a frame's body is bounded");
@@ -256,6 +297,18 @@ impl Frame {
             Kind::Fenced => Self::Fenced(ensemble::Fenced::read(&mut fields)?),
             Kind::ReadTail => Self::ReadTail(ensemble::ReadTail::read(&mut fields)?),
             Kind::Tail => Self::Tail(ensemble::Tail::read(body, &mut fields)?),
+            Kind::Open
+            | Kind::Opened
+            | Kind::Closed
+            | Kind::Attach
+            | Kind::Attached
+            | Kind::Ended
+            | Kind::Detach
+            | Kind::Request
+            | Kind::Payload
+            | Kind::Reply
+            | Kind::TookRequests
+            | Kind::TookReplies => Self::Forward(forward::Forward::read(kind, body, &mut fields)?),
         };
         fields.end()?;
         Ok(frame)
