@@ -71,5 +71,11 @@ pub const PEER_CREDIT_BYTES: u64 = 16 << 20;
 /// The longest state of a raft snapshot that is taken from a peer.
 pub const PEER_SNAPSHOT_BYTES_MAX: u64 = 128 << 20;
 
+/// Bytes of requests held for a volume that nobody serves at the moment; a session that brings more ends.
+pub const SWITCH_HELD_BYTES_MAX: u64 = 64 << 20;
+
+/// How long they are held; then the session ends.
+pub const SWITCH_HELD_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Nodes that a node has links to.
 pub const PEERS_MAX: usize = 64;
