@@ -71,6 +71,14 @@ pub const PEER_CREDIT_BYTES: u64 = 16 << 20;
 /// The longest state of a raft snapshot that is taken from a peer.
 pub const PEER_SNAPSHOT_BYTES_MAX: u64 = 128 << 20;
 
+/// Bytes of forwarded requests on their way to an owner, and of replies on their way back, that the other side has not said to have
+/// taken. A quarter of what a link's queue takes, so that it has room for all else; and no more is before a message of raft.
+pub const FORWARD_CREDIT_BYTES: u64 = 4 << 20;
+
+/// Bytes of requests of one peer's guests that the owner has in hand, with the data of their replies; further ones wait, and then
+/// the peer does. One is always taken.
+pub const FORWARD_BYTES_MAX: u64 = 64 << 20;
+
 /// Bytes of requests held for a volume that nobody serves at the moment; a session that brings more ends.
 pub const SWITCH_HELD_BYTES_MAX: u64 = 64 << 20;
 

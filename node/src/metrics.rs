@@ -12,13 +12,15 @@ pub use prometheus::{IntCounter, IntGauge};
 
 mod label;
 mod make;
+mod peer;
 mod series;
 
 pub use label::{
     By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, RefusedInput,
-    Tier, WorkOutcome,
+    Side, Tier, WorkOutcome,
 };
 use make::Make;
+pub use peer::{ForwardMetrics, PeerMetrics};
 use series::{CloudSeries, VolumeSeries};
 
 /// Volumes beyond this many share the label value `other`: a series of each costs about 2 KiB here and more in Prometheus.
@@ -175,21 +177,6 @@ pub struct RaftMetrics {
     pub proposal_seconds: Histogram,
 }
 
-/// Links to the other nodes.
-#[derive(Clone, Debug)]
-pub struct PeerMetrics {
-    /// `velum_peer_links`
-    pub links: IntGauge,
-    /// `velum_peer_dropped_frames_total`
-    pub dropped_frames: IntCounter,
-    /// `velum_peer_refused_connections_total`
-    pub refused_connections: IntCounter,
-    /// `velum_peer_sent_bytes_total`
-    pub sent_bytes: IntCounter,
-    /// `velum_peer_received_bytes_total`
-    pub received_bytes: IntCounter,
-}
-
 /// Checkpoints and reclaim.
 #[derive(Clone, Debug)]
 pub struct UpkeepMetrics {
@@ -272,6 +259,8 @@ pub struct Metrics {
     pub raft: RaftMetrics,
     /// Links to the other nodes.
     pub peer: PeerMetrics,
+    /// Requests for volumes that another node owns.
+    pub forward: ForwardMetrics,
     /// Checkpoints and reclaim.
     pub upkeep: UpkeepMetrics,
     /// Compaction.
@@ -318,6 +307,7 @@ impl Metrics {
             cache: make.cache(),
             raft: make.raft(),
             peer: make.peer(),
+            forward: make.forward(),
             upkeep: make.upkeep(),
             compact: make.compact(),
             volumes: make.volumes(),
@@ -512,6 +502,18 @@ impl Make {
             refused_connections: self.counter("velum_peer_refused_connections_total", "Connections turned away"),
             sent_bytes: self.counter("velum_peer_sent_bytes_total", "Bytes of frames sent"),
             received_bytes: self.counter("velum_peer_received_bytes_total", "Bytes of frames taken"),
+        }
+    }
+
+    fn forward(&self) -> ForwardMetrics {
+        ForwardMetrics {
+            requests: self.counter_by("velum_forward_requests_total", "Requests for volumes that another node owns"),
+            bytes: self.counter_by("velum_forward_bytes_total", "Payload of forwarded requests, either way"),
+            sessions: {
+                let name = "velum_forward_sessions";
+                let sessions = self.gauges(name, "Guests' sessions forwarded now", &[Side::NAME]);
+                By::new(|side: &Side| sessions.with_label_values(&[side.text()]))
+            },
         }
     }
 

@@ -25,6 +25,7 @@ const CLUSTER: ClusterId = ClusterId([1; 16]);
 struct Heard {
     frames: RefCell<Vec<(u64, Frame)>>,
     removed: RefCell<Vec<NodeId>>,
+    parted: RefCell<Vec<NodeId>>,
 }
 
 impl Receiver for Heard {
@@ -37,6 +38,10 @@ impl Receiver for Heard {
     }
 
     fn lost(&self, _to: NodeId) {}
+
+    fn parted(&self, from: NodeId) {
+        self.parted.borrow_mut().push(from);
+    }
 
     fn removed(&self) {}
 }
@@ -162,11 +167,16 @@ fn a_stale_link_of_the_same_process_is_refused_and_a_newer_one_takes_its_place()
         stale.write_all(&hello(1, 4).encode()).await.unwrap();
         assert_eq!(read(&mut stale).await, None);
         let mut second = place.greeted(1, 6).await;
+        assert_eq!(*place.heard.parted.borrow(), [NodeId(2)], "what the older one brought may be all there is of it");
         assert_eq!(read(&mut first).await, None, "the older one is closed");
         drop(first.write_all(&frame(1).encode()).await);
         second.write_all(&frame(2).encode()).await.unwrap();
         place.sim.sleep_ms(100).await;
         assert_eq!(*place.heard.frames.borrow(), [(2, frame(2))]);
+        assert_eq!(place.heard.parted.borrow().len(), 1, "the newer one stands");
+        drop(second);
+        place.sim.sleep_ms(100).await;
+        assert_eq!(place.heard.parted.borrow().len(), 2);
     });
 }
 
