@@ -24,6 +24,7 @@ mod resync;
 mod service;
 mod start;
 mod steps;
+mod switches;
 mod views;
 
 use std::{
@@ -54,7 +55,7 @@ use crate::{
     keyring::Keyring,
     metadata::Metadata,
     metrics::Metrics,
-    server::{admin::Backend, nbd::NbdDoor, session::Sessions},
+    server::{admin::Backend, forward::Forwarding, nbd::NbdDoor, session::Sessions},
     volume::budget::DirtyBudget,
 };
 
@@ -83,6 +84,10 @@ pub(crate) struct Assembly {
     array: ArrayContext,
     catalogue: Catalogue,
     open: Rc<exports::OpenVolumes>,
+    /// The ways in to the volumes of all nodes, for a node among others.
+    switches: Option<Rc<switches::Switches>>,
+    /// What is asked of other nodes and served to them.
+    forwarding: RefCell<Option<Rc<Forwarding>>>,
     sessions: Rc<Sessions>,
     doors: RefCell<Vec<NbdDoor>>,
     stopping: Cell<bool>,
@@ -159,6 +164,9 @@ impl Node {
         let doors: Vec<NbdDoor> = node.doors.borrow_mut().drain(..).collect();
         for door in doors {
             door.stop().await;
+        }
+        if let Some(switches) = &node.switches {
+            switches.stop().await;
         }
         for (_, open) in node.open.all() {
             open.volume.close();

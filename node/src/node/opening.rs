@@ -162,7 +162,11 @@ impl Assembly {
             self.metadata.propose(Command::ChangeLineage { volume: id, epoch }).await?;
         }
         let array = VolumeArray::start(&self.array, id, epoch, volume.port())?;
-        self.open.insert(id, OpenVolume { door: volume.door(), volume, array });
+        let owner = Owner { epoch, lineage: self.with_volume(id, |volume| volume.lineage)? };
+        self.open.insert(id, OpenVolume { door: volume.door(), volume, array, owner });
+        if let Some(switches) = &self.switches {
+            switches.look_at(id);
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     bench::{Bench, Node, settings},
-    nbd,
+    nbd::{self, Client, EPERM, Gone, WRITE},
 };
 
 /// Longer than an election, a snapshot and a change of the group take on a busy machine.
@@ -209,6 +209,104 @@ fn a_cluster_whose_nodes_were_all_killed_comes_back() {
         running.into_iter().map(Node::ready).collect::<Vec<_>>().try_into().ok().unwrap();
     hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
     hosts.use_volume(&two, "second", 2);
+}
+
+/// The value of a metric at a node.
+fn metric(at: &Node, name: &str) -> u64 {
+    let (_, metrics) = at.http(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
+}
+
+/// Refusals of the gates 1 and 2 at a node.
+fn refusals(at: &Node) -> [u64; 2] {
+    ["volume", "region"].map(|gate| metric(at, &format!("velum_audit_refusals_total{{gate=\"{gate}\"}}")))
+}
+
+/// Bytes that tell where they were written.
+fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|at| seed ^ u8::try_from(at / 4096 % 251).unwrap()).collect()
+}
+
+/// A volume is used through each node's door: big writes, many at once, refusals; and by whoever held a session when its owner was
+/// killed and started again.
+#[test]
+fn any_nodes_door_serves_any_volume() {
+    let hosts = Hosts { fixed_ports: true, ..Hosts::new() };
+    let one = hosts.found();
+    let (_, two) = hosts.add(&one);
+    let (_, three) = hosts.add(&one);
+    hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
+    hosts.ask(&one, &["volume", "create", "shared", "--size", "192MiB"]);
+    wait("the volume is known everywhere", || {
+        [&two, &three].iter().all(|node| hosts.ask(node, &["volume", "list"]).stdout.contains("shared"))
+    });
+
+    // Big writes, beyond a piece and beyond the credit, come whole to whoever reads, wherever.
+    let (mut here, mut there) = (Client::connect(&two.nbd, "shared"), Client::connect(&three.nbd, "shared"));
+    let big = pattern(7, 9 << 20);
+    assert_eq!(here.write(1 << 20, &big), Ok(0));
+    assert_eq!(here.flush(), Ok(0));
+    assert!(there.read(1 << 20, 9 << 20).unwrap() == big, "what one node took another one reads");
+    assert!(Client::connect(&one.nbd, "shared").read(1 << 20, 9 << 20).unwrap() == big);
+
+    // Many at once.
+    let mut asked: Vec<u64> =
+        (0..200_u8).map(|at| there.ask(WRITE, u64::from(at) * 4096, 4096, &[at; 4096]).unwrap()).collect();
+    for _ in 0..asked.len() {
+        let (error, cookie) = there.reply().unwrap();
+        assert_eq!(error, 0);
+        asked.remove(asked.iter().position(|asked| *asked == cookie).unwrap());
+    }
+    let read = here.read(0, 200 * 4096).unwrap();
+    assert!(read.chunks(4096).zip(0..200_u8).all(|(block, at)| *block == [at; 4096]));
+    assert!(metric(&one, "velum_forward_requests_total{side=\"serving\"}") >= 204);
+    assert!(metric(&two, "velum_forward_bytes_total{side=\"asking\"}") >= 9 << 20);
+    assert_eq!(metric(&one, "velum_forward_sessions{side=\"serving\"}"), 2);
+
+    // A gate says no at the owner, once.
+    hosts.ask(&one, &["volume", "allow", "shared", "*", "read", "--range", "64MiB..128MiB"]);
+    let before = [&one, &two, &three].map(refusals);
+    assert_eq!(here.write(70 << 20, &[1; 4096]), Ok(EPERM));
+    assert_eq!(here.write(60 << 20, &[1; 4096]), Ok(0), "elsewhere it may still write");
+    let after = [&one, &two, &three].map(refusals);
+    assert_eq!(after[0], [before[0][0], before[0][1] + 1]);
+    assert_eq!(after[1..], before[1..]);
+
+    // The owner is killed: who has something under way hears the connection end; who has not goes on when it is back.
+    let two_nbd = two.nbd.clone();
+    let busy = thread::spawn(move || {
+        let mut busy = Client::connect(&two_nbd, "shared");
+        for round in 0_u64.. {
+            if busy.write(round % 16 * 4096, &[9; 4096]) == Err(Gone) {
+                return round;
+            }
+        }
+        unreachable!("it is killed before")
+    });
+    thread::sleep(Duration::from_millis(300));
+    let killed = Instant::now();
+    assert_eq!(one.stop(Signal::KILL).code, None);
+    assert!(busy.join().unwrap() > 0, "it wrote before");
+    assert!(killed.elapsed() < Duration::from_secs(8), "nobody waits for what may never come");
+    let one = hosts.start(1);
+    assert!(there.read(1 << 20, 9 << 20).unwrap() == big, "a session with nothing under way goes on");
+    hosts.use_volume(&one, "shared", 3);
+    assert_eq!(Client::connect(&three.nbd, "shared").read(0, 1), Ok(vec![3]));
+
+    // A planned stop is waited out.
+    one.stop(Signal::TERM).expect(0, &["stopping"]);
+    there.ask(WRITE, 0, 4096, &[5; 4096]).unwrap();
+    let one = hosts.start(1);
+    assert_eq!(there.reply().map(|(error, _)| error), Ok(0));
+    hosts.ask(&one, &["volume", "flush", "shared"]);
+    // A node that is gone leaves no session behind.
+    drop(here);
+    assert_eq!(three.stop(Signal::KILL).code, None);
+    wait("nobody uses it", || metric(&one, "velum_forward_sessions{side=\"serving\"}") == 0);
+    wait("the others agree", || hosts.status(&one)["leader"].as_u64().is_some_and(|leader| leader != 3));
+    hosts.ask(&one, &["volume", "delete", "shared", "--confirm", "shared"]);
+    wait("it is gone everywhere", || nbd::ask_for(&two.nbd, "shared").1 == nbd::UNKNOWN);
 }
 
 #[test]
