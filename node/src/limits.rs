@@ -63,13 +63,27 @@ pub const ADMIN_REPLAYS_MAX: usize = 256;
 pub const PEER_HANDSHAKES_MAX: usize = 32;
 
 /// Bytes of frames for one peer that wait to be sent. Past that a frame is dropped and counted: raft says again what matters.
-pub const PEER_QUEUE_BYTES_MAX: usize = 16 << 20;
+pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of frames that a peer has not said to have taken; past that nothing more is sent to it.
 pub const PEER_CREDIT_BYTES: u64 = 16 << 20;
 
 /// The longest state of a raft snapshot that is taken from a peer.
 pub const PEER_SNAPSHOT_BYTES_MAX: u64 = 128 << 20;
+
+/// Bytes of forwarded requests on their way to an owner, and of replies on their way back, that the other side has not said to have
+/// taken. A quarter of what a link's queue takes, so that it has room for all else; and no more is before a message of raft.
+pub const FORWARD_CREDIT_BYTES: u64 = 4 << 20;
+
+/// Bytes of requests of one peer's guests that the owner has in hand, with the data of their replies; further ones wait, and then
+/// the peer does. One is always taken.
+pub const FORWARD_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of requests held for a volume that nobody serves at the moment; a session that brings more ends.
+pub const SWITCH_HELD_BYTES_MAX: u64 = 64 << 20;
+
+/// How long they are held; then the session ends.
+pub const SWITCH_HELD_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Nodes that a node has links to.
 pub const PEERS_MAX: usize = 64;

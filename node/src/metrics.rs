@@ -11,14 +11,16 @@ use prometheus::{Encoder, Gauge, GaugeVec, Histogram, IntGaugeVec, Opts, Registr
 pub use prometheus::{IntCounter, IntGauge};
 
 mod cluster;
+mod forward;
 mod label;
 mod make;
 mod series;
 
 pub use cluster::{ClusterMetrics, EnsembleMetrics, PeerMetrics};
+pub use forward::ForwardMetrics;
 pub use label::{
     By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, NodeRole,
-    RefusedInput, Tier, WorkOutcome,
+    RefusedInput, Side, Tier, WorkOutcome,
 };
 use make::Make;
 use series::{CloudSeries, VolumeSeries};
@@ -267,6 +269,8 @@ pub struct Metrics {
     pub cluster: ClusterMetrics,
     /// Who keeps journals.
     pub ensemble: EnsembleMetrics,
+    /// Requests for volumes that another node owns.
+    pub forward: ForwardMetrics,
     /// Checkpoints and reclaim.
     pub upkeep: UpkeepMetrics,
     /// Compaction.
@@ -315,6 +319,7 @@ impl Metrics {
             peer: make.peer(),
             cluster: make.cluster(),
             ensemble: make.ensemble(),
+            forward: make.forward(),
             upkeep: make.upkeep(),
             compact: make.compact(),
             volumes: make.volumes(),
@@ -502,6 +507,18 @@ impl Make {
                 "Time from proposed to applied",
                 LOCAL_SECONDS,
             ),
+        }
+    }
+
+    fn forward(&self) -> ForwardMetrics {
+        ForwardMetrics {
+            requests: self.counter_by("velum_forward_requests_total", "Requests for volumes that another node owns"),
+            bytes: self.counter_by("velum_forward_bytes_total", "Payload of forwarded requests, either way"),
+            sessions: {
+                let name = "velum_forward_sessions";
+                let sessions = self.gauges(name, "Guests' sessions forwarded now", &[Side::NAME]);
+                By::new(|side: &Side| sessions.with_label_values(&[side.text()]))
+            },
         }
     }
 

@@ -27,6 +27,7 @@ mod resync;
 mod service;
 mod start;
 mod steps;
+mod switches;
 mod takeover;
 mod views;
 
@@ -35,6 +36,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::future::{Either, select};
@@ -61,9 +63,12 @@ use crate::{
     keyring::Keyring,
     metadata::Metadata,
     metrics::Metrics,
-    server::{admin::Backend, nbd::NbdDoor, session::Sessions},
+    server::{admin::Backend, forward::Forwarding, nbd::NbdDoor, session::Sessions},
     volume::budget::DirtyBudget,
 };
+
+/// How long a node that stops tries to have others go on with its volumes.
+const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 
 /// A running node.
 pub struct Node(Rc<Assembly>);
@@ -92,6 +97,10 @@ pub(crate) struct Assembly {
     array: ArrayContext,
     catalogue: Catalogue,
     open: Rc<exports::OpenVolumes>,
+    /// The ways in to the volumes of all nodes, for a node among others.
+    switches: Option<Rc<switches::Switches>>,
+    /// What is asked of other nodes and served to them.
+    forwarding: RefCell<Option<Rc<Forwarding>>>,
     sessions: Rc<Sessions>,
     doors: RefCell<Vec<NbdDoor>>,
     stopping: Cell<bool>,
@@ -173,10 +182,15 @@ impl Node {
     /// Lets guests finish what is in flight, syncs the journal and stops. What is dirty stays in the journal.
     pub async fn stop(self) {
         let node = self.0;
+        // While others run, guests go on there.
+        select(Box::pin(node.hand_all_over()), node.env.clock.sleep(HAND_OVER_MAX)).await;
         node.stopping.set(true);
         let doors: Vec<NbdDoor> = node.doors.borrow_mut().drain(..).collect();
         for door in doors {
             door.stop().await;
+        }
+        if let Some(switches) = &node.switches {
+            switches.stop().await;
         }
         for (_, open) in node.open.all() {
             open.volume.close();

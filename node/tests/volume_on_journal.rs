@@ -121,6 +121,8 @@ impl Replies for Session {
             door.end_burst();
         }
     }
+
+    fn end(&self) {}
 }
 
 impl Session {

@@ -185,8 +185,14 @@ class Client(threading.Thread):
                 nbd = self.connect()
                 if nbd is None:
                     return
-                with contextlib.suppress(ConnectionError, OSError):
+                try:
                     self.work(nbd)
+                except (ConnectionError, OSError):
+                    pass
+                except Failed as fault:
+                    # ESHUTDOWN: the node stops; what was in flight may be done or not.
+                    if "error 108" not in str(fault):
+                        raise
                 nbd.socket.close()
                 self.reconnects += 1
         except Failed as fault:
@@ -243,7 +249,8 @@ class Client(threading.Thread):
             state = self.model.blocks.get(block, [0, set()])
             number, stamp = struct.unpack("<QQ", found[:16])
             check(stamp == 0 or (found == contents(block, stamp) and number == block),
-                  f"block {block} holds a mixture of writes")
+                  f"block {block} holds a mixture of writes: it begins with {number} {stamp} and should be {state}; "
+                  f"same all over: {found == found[:16] * (BLOCK // 16)}")
             check(stamp == state[0] or stamp in state[1],
                   f"a read of block {block} under load: acked write {state[0]} is gone, found {stamp} of {sorted(state[1])}")
             if stamp != state[0]:

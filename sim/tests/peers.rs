@@ -29,6 +29,7 @@ struct Heard {
     removed: RefCell<Vec<NodeId>>,
     /// What this node heard of itself.
     verdicts: RefCell<Vec<Verdict>>,
+    parted: RefCell<Vec<NodeId>>,
 }
 
 impl Receiver for Heard {
@@ -48,6 +49,10 @@ impl Receiver for Heard {
 
     fn refused(&self, verdict: Verdict) {
         self.verdicts.borrow_mut().push(verdict);
+    }
+
+    fn parted(&self, from: NodeId) {
+        self.parted.borrow_mut().push(from);
     }
 }
 
@@ -184,11 +189,16 @@ fn a_stale_link_of_the_same_process_is_refused_and_a_newer_one_takes_its_place()
         stale.write_all(&hello(1, 4).encode()).await.unwrap();
         assert_eq!(read(&mut stale).await, None);
         let mut second = place.greeted(1, 6).await;
+        assert_eq!(*place.heard.parted.borrow(), [NodeId(2)], "what the older one brought may be all there is of it");
         assert_eq!(read(&mut first).await, None, "the older one is closed");
         drop(first.write_all(&frame(1).encode()).await);
         second.write_all(&frame(2).encode()).await.unwrap();
         place.sim.sleep_ms(100).await;
         assert_eq!(*place.heard.frames.borrow(), [(2, frame(2))]);
+        assert_eq!(place.heard.parted.borrow().len(), 1, "the newer one stands");
+        drop(second);
+        place.sim.sleep_ms(100).await;
+        assert_eq!(place.heard.parted.borrow().len(), 2);
     });
 }
 

@@ -97,7 +97,7 @@ pub struct MemberStanding {
 }
 
 /// Bytes on the way to one member.
-const WINDOW_BYTES: usize = 8 << 20;
+const WINDOW_BYTES: usize = 4 << 20;
 
 /// Ticks without progress after which what was sent is taken for lost.
 const PATIENCE_TICKS: u32 = 5;

@@ -26,8 +26,8 @@ impl State {
                 let owner = state.owner;
                 let (opened, opened_members, base) = match self.ensembles.get(volume) {
                     Some(before) => (before.opened, before.opened_members.clone(), before.base),
-                    // A volume without an owner yet has nothing to fence, and nothing before its first record.
-                    None if *after == Epoch(0) => (Epoch(0), Vec::new(), (Jseq(0), Hash::ZERO)),
+                    // A volume without an owner, new or recovered from clouds alone, has nobody to fence.
+                    None if owner.is_none() => (Epoch(0), Vec::new(), (Jseq(0), Hash::ZERO)),
                     // What its owner kept alone is in that node's journal only, and it knows of no fence.
                     None if owner == Some(*node) => (*after, vec![*node], (Jseq(0), Hash::ZERO)),
                     None => return Err(Rejection::KeptAlone),

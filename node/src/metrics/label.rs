@@ -92,6 +92,15 @@ label! {
     }
 }
 label! {
+    /// Which part a node has in a forwarded request.
+    Side "side" {
+        /// It asks the owner on behalf of its guest.
+        Asking = "asking",
+        /// It is the owner.
+        Serving = "serving",
+    }
+}
+label! {
     /// Where an extent was found.
     Tier "tier" {
         /// Among the dirty extents.

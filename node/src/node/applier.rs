@@ -3,6 +3,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::{
     consensus::{Applier, Consensus, RestoreError},
@@ -13,17 +14,30 @@ use crate::{
 
 pub(super) struct MetadataApplier {
     state: Rc<RefCell<State>>,
+    /// Counts changes, for whoever follows them.
+    changes: watch::Sender<u64>,
 }
 
 impl MetadataApplier {
     pub(super) fn new(state: Rc<RefCell<State>>) -> Self {
-        Self { state }
+        Self { state, changes: watch::Sender::new(0) }
+    }
+
+    /// Tells of changes from now on. What is told of is applied; several changes may be told of as one.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
 impl Applier for MetadataApplier {
     fn apply(&mut self, _index: u64, entry: &[u8]) -> Bytes {
-        self.state.borrow_mut().apply_encoded(entry)
+        let answer = self.state.borrow_mut().apply_encoded(entry);
+        self.changed();
+        answer
     }
 
     fn snapshot(&self) -> Bytes {
@@ -37,6 +51,7 @@ impl Applier for MetadataApplier {
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
         let state = State::load(snapshot).map_err(|error| RestoreError(error.to_string()))?;
         *self.state.borrow_mut() = state;
+        self.changed();
         Ok(())
     }
 }

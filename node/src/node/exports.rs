@@ -1,10 +1,11 @@
-//! The volumes open on this node, and how gate 1 sees them.
+//! The volumes open on this node, and which ones guests find here.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use velum_protocol::{format::metadata::Right, id::VolumeId};
 
 use super::owning::Owning;
+use super::switches::Switches;
 use crate::{
     array::VolumeArray,
     metadata::{Metadata, acl::widest_right, state::VolumeState},
@@ -12,6 +13,7 @@ use crate::{
     volume::{
         Volume,
         messages::{Door, Principal},
+        sealing::Owner,
     },
 };
 
@@ -22,6 +24,8 @@ pub(super) struct OpenVolume {
     pub(super) array: VolumeArray,
     /// Its ensemble, unless its journal is kept by this node alone.
     pub(super) owning: Option<Owning>,
+    /// In whose name it is served.
+    pub(super) owner: Owner,
 }
 
 /// The open volumes by id.
@@ -51,13 +55,27 @@ impl OpenVolumes {
 pub(super) struct NodeExports {
     pub(super) metadata: Metadata,
     pub(super) open: Rc<OpenVolumes>,
+    /// The ways in to the volumes of all nodes, for a node among others.
+    pub(super) switches: Option<Rc<Switches>>,
     /// Whether a volume's name is an export name.
     pub(super) plain: bool,
 }
 
 impl NodeExports {
+    /// Whether guests may come in: a node alone serves what it has open, one among others what anybody owns.
     fn is_open(&self, id: VolumeId, volume: &VolumeState) -> bool {
-        self.plain && !volume.deleted && self.open.get(id).is_some()
+        let is_served = match &self.switches {
+            None => self.open.get(id).is_some(),
+            Some(switches) => volume.owner.is_some() && switches.get(id).is_some(),
+        };
+        self.plain && !volume.deleted && is_served
+    }
+
+    fn door(&self, id: VolumeId) -> Option<Rc<dyn Door>> {
+        match &self.switches {
+            None => Some(Rc::clone(&self.open.get(id)?.door)),
+            Some(switches) => Some(Rc::new(switches.get(id)?)),
+        }
     }
 }
 
@@ -75,8 +93,8 @@ impl Exports for NodeExports {
 
     fn find(&self, name: &str, principal: &Principal) -> Option<Export> {
         let state = self.metadata.state();
-        let (id, volume) = state.volume_named(name).filter(|_| self.plain)?;
-        let door = Rc::clone(&self.open.get(id)?.door);
+        let (id, volume) = state.volume_named(name).filter(|(id, volume)| self.is_open(*id, volume))?;
+        let door = self.door(id)?;
         Some(Export { volume: id, name: name.to_owned(), right: widest_right(&volume.acl, &principal.0), door })
     }
 

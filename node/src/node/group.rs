@@ -1,6 +1,10 @@
-//! Joins raft and the links between nodes: what raft says goes out on the links, what comes in on them goes to raft.
+//! Joins raft and the links between nodes: what raft says goes out on the links, what comes in on them goes to raft, and to whoever
+//! serves forwarded requests.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+};
 
 use bytes::Bytes;
 use velum_protocol::{
@@ -13,6 +17,7 @@ use crate::{
     env::{Credentials, Env, Local},
     journal::Journal,
     peer::{Links, Receiver},
+    server::forward::Forwarding,
 };
 
 /// A member of a group with its links.
@@ -21,6 +26,8 @@ pub struct Group {
     pub consensus: Consensus,
     /// The links; none yet.
     pub links: Links,
+    /// Hears what they bring.
+    pub ears: Rc<Ears>,
 }
 
 /// Who is one of the group's, as far as this node knows, and what newcomers ask and are told.
@@ -80,24 +87,35 @@ pub async fn begin(
     found: Found,
     admission: Rc<dyn Admission>,
 ) -> Result<Group, ConsensusError> {
-    let ears = Rc::new(Ears { consensus: RefCell::default(), admission });
+    let ears = Rc::new(Ears { consensus: RefCell::default(), forwarding: RefCell::default(), admission });
     let links = Links::new(env, credentials, ears.clone());
     let Found { examined, journal, applier } = found;
     let mouth = Rc::new(Mouth(links.clone()));
     let consensus = Consensus::begin(env, examined, journal, applier, mouth).await?;
     *ears.consensus.borrow_mut() = Some(consensus.clone());
-    Ok(Group { consensus, links })
+    Ok(Group { consensus, links, ears })
 }
 
-/// Hears for raft what links bring.
-struct Ears {
+/// Hears for raft and for forwarded requests what links bring.
+pub struct Ears {
     consensus: RefCell<Option<Consensus>>,
+    /// Weak, for it speaks on the links, which hold this.
+    forwarding: RefCell<Option<Weak<Forwarding>>>,
     admission: Rc<dyn Admission>,
 }
 
 impl Ears {
     fn consensus(&self) -> Option<Consensus> {
         self.consensus.borrow().clone()
+    }
+
+    /// From now on forwarded requests go there; before, they are lost.
+    pub fn forward_to(&self, forwarding: &Rc<Forwarding>) {
+        *self.forwarding.borrow_mut() = Some(Rc::downgrade(forwarding));
+    }
+
+    fn forwarding(&self) -> Option<Rc<Forwarding>> {
+        self.forwarding.borrow().as_ref().and_then(Weak::upgrade)
     }
 }
 
@@ -119,6 +137,12 @@ impl Receiver for Ears {
             | Frame::Tail(_)
             | Frame::Confirm(_)
             | Frame::Confirmed(_)) => return self.admission.told(from, frame),
+            Frame::Forward(frame) => {
+                if let Some(forwarding) = self.forwarding() {
+                    forwarding.receive(from, frame);
+                }
+                return;
+            }
             other => other,
         };
         // Before raft runs, what comes is lost, as if the link had come up later.
@@ -132,6 +156,15 @@ impl Receiver for Ears {
             consensus.unreachable(to);
         }
         self.admission.lost(to);
+        if let Some(forwarding) = self.forwarding() {
+            forwarding.lost(to);
+        }
+    }
+
+    fn parted(&self, from: NodeId) {
+        if let Some(forwarding) = self.forwarding() {
+            forwarding.parted(from);
+        }
     }
 
     fn incarnation(&self) -> Incarnation {

@@ -23,7 +23,7 @@ use velum_protocol::{
 use super::{
     Assembly,
     desk::Desk,
-    group::{self, Found, Group},
+    group::{self, Ears, Found, Group},
     start::StartError,
     steps::{self, Step},
 };
@@ -47,6 +47,7 @@ pub(super) const OFFER_TIME: Duration = Duration::from_secs(3600);
 pub(super) struct Peers {
     pub(super) links: Links,
     pub(super) desk: Rc<Desk>,
+    pub(super) ears: Rc<Ears>,
 }
 
 /// Starts raft with links to the nodes that the state at hand knows, or that the newcomer was told of. Returns when all that
@@ -60,7 +61,7 @@ pub(super) async fn begin(
 ) -> Result<(Consensus, Peers), StartError> {
     let node = credentials.node;
     let desk = Rc::new(Desk::new(Rc::clone(state), join.is_some()));
-    let Group { consensus, links } = group::begin(env, credentials, found, desk.clone()).await?;
+    let Group { consensus, links, ears } = group::begin(env, credentials, found, desk.clone()).await?;
     links.open(listener, settings.advertise.as_ref().map(ToString::to_string));
     let contacts = join.map(contacts).unwrap_or_default();
     links.set_peers(&contacts.into_iter().chain(addresses(&state.borrow())).collect());
@@ -68,7 +69,7 @@ pub(super) async fn begin(
         Some(_) => tracing::info!("asking to be let into the cluster"),
         None => tracing::info!("waiting for a leader of the cluster's nodes"),
     }
-    let peers = Peers { links, desk };
+    let peers = Peers { links, desk, ears };
     let asking = async {
         match join {
             Some(join) => ask(&*env.clock, &peers.links, join).await,

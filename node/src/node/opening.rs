@@ -211,7 +211,11 @@ impl Assembly {
         let opening = self.with_volume(id, |volume| self.opening(volume, &keys, epoch, map, durable, kept))?;
         let (volume, replayed) = Volume::open(&self.env, opening.ok_or(OpenVolumeError::NoKeys)?)?;
         let array = VolumeArray::start(&self.array, id, epoch, volume.port())?;
-        self.open.insert(id, OpenVolume { door: volume.door(), volume, array, owning });
+        let owner = Owner { epoch, lineage: self.with_volume(id, |volume| volume.lineage)? };
+        self.open.insert(id, OpenVolume { door: volume.door(), volume, array, owner, owning });
+        if let Some(switches) = &self.switches {
+            switches.look_at(id);
+        }
         Ok(replayed.given_up)
     }
 

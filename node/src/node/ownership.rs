@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
+use tokio::sync::watch;
 use velum_protocol::{
     format::metadata::Command,
     id::{Epoch, NodeId, VolumeId},
@@ -46,6 +48,9 @@ const REPAIR_AFTER: Duration = Duration::from_secs(3);
 
 /// A member that is silent for this long is replaced, when there is a node to take its place.
 const REPLACE_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a planned change waits for what is under way.
+const IDLE_WAIT: Duration = Duration::from_secs(5);
 
 /// Nodes that keep a volume's journal, when there are so many.
 const COPIES: usize = 3;
@@ -93,11 +98,12 @@ impl Hearing for Ownership {
 }
 
 /// Keeps this node at its volumes, for as long as it lives.
-pub(super) fn watch(node: &Rc<Assembly>) {
+pub(super) fn watch(node: &Rc<Assembly>, mut changes: watch::Receiver<u64>) {
     let (weak, clock) = (Rc::downgrade(node), Rc::clone(&node.env.clock));
     actor::spawn(async move {
         while look(&weak).await {
-            clock.sleep(INTERVAL).await;
+            // The metadata tells what is to be done at once, links and clocks only by and by.
+            select(Box::pin(changes.changed()), clock.sleep(INTERVAL)).await;
         }
     });
 }
@@ -236,7 +242,7 @@ impl Ownership {
                 continue;
             }
             tracing::info!(volume = %id, ?present, ?wanted, "the journal is to be kept by other nodes");
-            grant(node, id, epoch, node.node, wanted).await;
+            node.hand_over(id, epoch, node.node, wanted).await;
         }
         *self.unfit.borrow_mut() = unfit;
     }
@@ -246,7 +252,7 @@ impl Ownership {
         let now = node.env.clock.now();
         let wards = node.metadata.with(|state| {
             let live = state.volumes.iter().filter(|(_, volume)| !volume.deleted);
-            let wards = live.filter(|(id, volume)| volume.epoch == Epoch(0) || state.ensembles.contains_key(id));
+            let wards = live.filter(|(id, volume)| volume.owner.is_none() || state.ensembles.contains_key(id));
             wards.map(|(id, volume)| (*id, volume.epoch, volume.owner)).collect::<Vec<_>>()
         });
         let mut orphans = BTreeMap::new();
@@ -255,7 +261,7 @@ impl Ownership {
                 Some(owner) if !self.is_suspect(now, owner) && node.metadata.with(|state| state.stays(owner)) => {
                     continue;
                 }
-                Some(_) => self.heir(node, id),
+                Some(_) => self.heir(node, id, true),
                 // Its maker opens it, unless that was its end.
                 None => {
                     let since = *self.orphans.borrow().get(&id).unwrap_or(&now);
@@ -271,15 +277,15 @@ impl Ownership {
         *self.orphans.borrow_mut() = orphans;
     }
 
-    /// Who is to own a volume next: a member that is there, and has the fewest volumes.
-    fn heir(&self, node: &Assembly, id: VolumeId) -> Option<NodeId> {
+    /// Who is to own a volume next: a member that is there, and has the fewest volumes; this node only with `or_self`.
+    fn heir(&self, node: &Assembly, id: VolumeId, or_self: bool) -> Option<NodeId> {
         node.metadata.with(|state| {
             let members = &state.ensembles.get(&id)?.opened_members;
             let burden = |node: NodeId| {
                 state.volumes.values().filter(|volume| !volume.deleted && volume.owner == Some(node)).count()
             };
             let is_there = |other: &NodeId| {
-                (*other == node.node || !self.silent.borrow().contains_key(other))
+                (if *other == node.node { or_self } else { !self.silent.borrow().contains_key(other) })
                     && state.nodes.get(other).is_some_and(|entry| !entry.retired)
                     && !state.leaving.contains(other)
             };
@@ -383,14 +389,54 @@ impl Assembly {
         }
     }
 
+    /// Has a volume of this node's go on in a new epoch, here or elsewhere, with as little notice as can be: guests' requests are
+    /// held meanwhile, and what is under way is answered before. True when raft has granted it.
+    pub(super) async fn hand_over(&self, id: VolumeId, epoch: Epoch, to: NodeId, members: Vec<NodeId>) -> bool {
+        let Some(switch) = self.switches.as_ref().and_then(|switches| switches.get(id)) else { return false };
+        let is_idle = match select(switch.hold(), self.env.clock.sleep(IDLE_WAIT)).await {
+            Either::Left(_) => true,
+            Either::Right(_) => false,
+        };
+        let is_granted = is_idle && grant(self, id, epoch, to, members).await;
+        if !is_granted {
+            switch.go_on();
+        }
+        is_granted
+    }
+
+    /// Gives all volumes of this node, and the lead, to others that are there, before it stops.
+    pub(super) async fn hand_all_over(&self) {
+        let Some(ownership) = &self.ownership else { return };
+        for (id, open) in self.open.all().into_iter().filter(|(_, open)| open.owning.is_some()) {
+            let Some(heir) = ownership.heir(self, id, false) else { continue };
+            let members = ownership.members(self, heir, id);
+            if self.hand_over(id, open.owner.epoch, heir, members).await {
+                tracing::info!(volume = %id, %heir, "the volume goes on at another node");
+            }
+        }
+        let others = self.consensus.members().voters.into_iter().map(NodeId);
+        let heir = others.into_iter().find(|other| *other != self.node && ownership.hears(*other));
+        if let (true, Some(heir)) = (self.consensus.status().is_leader, heir)
+            && let Err(error) = self.consensus.transfer(heir).await
+        {
+            tracing::debug!(%heir, %error, "the lead was not handed over; the others will choose");
+        }
+    }
+
     /// Serves a volume here no more.
     fn let_go(&self, id: VolumeId) {
-        if let Some(open) = self.open.remove(id) {
-            tracing::info!(volume = %id, "the volume is not served here any more");
-            if let Some(owning) = &open.owning {
-                owning.stop();
-            }
-            open.volume.abandon();
+        let Some(open) = self.open.remove(id) else { return };
+        tracing::info!(volume = %id, "the volume is not served here any more");
+        let switch = self.switches.as_ref().and_then(|switches| switches.get(id));
+        if let Some(switch) = switch.filter(|switch| switch.served_here() == Some(open.owner)) {
+            switch.break_off();
+        }
+        if let Some(owning) = &open.owning {
+            owning.stop();
+        }
+        open.volume.abandon();
+        if let Some(switches) = &self.switches {
+            switches.look_at(id);
         }
     }
 }

@@ -61,8 +61,10 @@ struct Marks {
     durable: Cell<Jseq>,
     on_written: RefCell<Option<OnWritten>>,
     waiting: RefCell<Vec<(Jseq, oneshot::Sender<()>)>>,
-    /// Whom the round of questions under way is for, and who asked since it began.
-    asked: RefCell<(Vec<oneshot::Sender<()>>, Vec<oneshot::Sender<()>>)>,
+    /// Whom the round of questions under way is for.
+    asked: RefCell<Vec<oneshot::Sender<()>>>,
+    /// Who asked since it began.
+    asked_since: RefCell<Vec<oneshot::Sender<()>>>,
     deposed: Cell<Option<Epoch>>,
 }
 
@@ -142,6 +144,7 @@ impl Owning {
         self.machine.borrow_mut().owner = None;
         *self.marks.on_written.borrow_mut() = None;
         self.marks.asked.take();
+        self.marks.asked_since.take();
     }
 }
 
@@ -171,7 +174,7 @@ impl Records for Owning {
 
     fn confirm(&self) -> Local<()> {
         let (done, wait) = oneshot::channel();
-        self.marks.asked.borrow_mut().1.push(done);
+        self.marks.asked_since.borrow_mut().push(done);
         self.asking.call(confirm::Input::Ask);
         Box::pin(async move {
             if wait.await.is_err() {
@@ -289,13 +292,11 @@ impl Marks {
     }
 
     fn round_began(&self) {
-        let (round, since) = &mut *self.asked.borrow_mut();
-        round.append(since);
+        self.asked.borrow_mut().append(&mut self.asked_since.borrow_mut());
     }
 
     fn confirmed(&self) {
-        let round = std::mem::take(&mut self.asked.borrow_mut().0);
-        for done in round {
+        for done in self.asked.take() {
             // Whoever asked may be gone.
             let _ = done.send(());
         }
@@ -311,9 +312,10 @@ impl Marks {
 
     fn durable(&self, at: Jseq) {
         self.durable.set(at);
-        let (done, waiting) = self.waiting.take().into_iter().partition(|(needed, _)| *needed <= at);
+        let (reached, waiting): (Vec<_>, Vec<_>) =
+            self.waiting.take().into_iter().partition(|(needed, _)| *needed <= at);
         *self.waiting.borrow_mut() = waiting;
-        for (_, done) in Vec::<(Jseq, oneshot::Sender<()>)>::from(done) {
+        for (_, done) in reached {
             // Whoever waited may be gone.
             let _ = done.send(());
         }

@@ -209,7 +209,11 @@ impl Assembly {
         let after = self.metadata.with(|state| state.volumes.get(&volume).map(|volume| volume.epoch));
         let after = after.ok_or_else(|| Problem::no_volume(name))?;
         let members = ownership.members(self, to, volume);
-        self.propose(Command::GrantEnsemble { volume, node: to, after, members }).await?;
+        if !self.hand_over(volume, after, to, members).await {
+            let detail =
+                format!("volume `{name}` was not given to node {to}: its requests do not end, or raft does not agree");
+            return Err(Problem::new(ProblemKind::Unavailable, detail, "`velum cluster status` says what is wrong"));
+        }
         let is_open = || {
             self.metadata.with(|state| {
                 let open = state.ensembles.get(&volume).map(|ensemble| ensemble.opened);
@@ -367,7 +371,7 @@ fn problem(error: &MetadataError) -> Problem {
             (ProblemKind::NotFound, "`velum cluster status` shows the nodes there are")
         }
         MetadataError::Rejected(Rejection::OwnsVolumes(..)) => {
-            (ProblemKind::Conflict, "delete its volumes on that node first: no other node can serve them yet")
+            (ProblemKind::Conflict, "start it with [peers] once, so that other nodes keep its volumes too")
         }
         MetadataError::Rejected(Rejection::LastNode(_)) => {
             (ProblemKind::Conflict, "let another node join first, with `velum cluster token`")

@@ -33,6 +33,7 @@ use super::{
     members::{self, Peers},
     ownership::{self, Ownership},
     resync,
+    switches::{self, Switches},
 };
 use crate::{
     actor,
@@ -50,6 +51,7 @@ use crate::{
     metadata::{Metadata, Rejection, State, state::CloudEntry},
     metrics::Metrics,
     server::{
+        forward::{self, Forwarding},
         gate::Gate,
         nbd::{self, session::Surroundings},
         session::Sessions,
@@ -215,6 +217,7 @@ impl Node {
         let (keyring, identity) = keys.ok_or_else(|| StartError::NotCreated(config.dir.clone()))?;
         let Examined { boot, unsynced, journal, replay, consensus, state, applier, listeners, peers } =
             examine(&env, &config, &layout, &keyring).await?;
+        let changes = applier.borrow().changes();
         // From here on nothing of the settings refuses the start, and things are changed.
         let is_doubtful = unsynced.may_be_lost(&replay);
         if is_doubtful {
@@ -247,10 +250,11 @@ impl Node {
         let agreement = (consensus, peers.zip(ownership), metadata);
         let node = assemble(env, config, (lock, boot), (keyring, identity), journal, agreement, metrics).await?;
         node.begin();
+        switches::follow(&node, changes.clone());
         if node.ownership.is_some() {
             drop(replay);
             node.boot.started(&*node.env.disk).await?;
-            ownership::watch(&node);
+            ownership::watch(&node, changes);
             node.looked_through.set(true);
         } else {
             node.open_now(is_doubtful, replay).await?;
@@ -425,16 +429,7 @@ async fn assemble(
     let used = used_clouds(&config, &metadata);
     let clouds = CloudSet::open(&env, &config.placed_clouds(), quorum, (&identity, &used), &metrics)?;
     let fetcher = Fetcher::new(&env, &clouds, keyring.clone());
-    let disk_cache = DiskCache::open(
-        &env,
-        DiskCacheSettings {
-            dir: Layout::new(&config.dir).cache(),
-            bytes_max: config.cache.disk_bytes.bytes(),
-            cluster: keyring.cluster(),
-            node: config.node,
-        },
-    )
-    .await;
+    let disk_cache = DiskCache::open(&env, disk_cache_settings(&config, &keyring)).await;
     let clouds = Rc::new(clouds);
     let array = ArrayContext::new(
         &env,
@@ -453,6 +448,8 @@ async fn assemble(
     repair::start(&array, fetcher.holes());
     let dirty_bytes_max = config.dirty_bytes_max();
     let memory = MemoryCache::new(config.memory.bytes().saturating_sub(dirty_bytes_max));
+    let open = Rc::new(OpenVolumes::default());
+    let switches = peers.as_ref().map(|_| Switches::new(&env.clock, config.node, &metadata, &open));
     Ok(Rc::new(Assembly {
         started: env.clock.now(),
         node: config.node,
@@ -471,7 +468,9 @@ async fn assemble(
         audit,
         metrics,
         array,
-        open: Rc::new(OpenVolumes::default()),
+        open,
+        switches,
+        forwarding: RefCell::default(),
         sessions: Rc::new(Sessions::default()),
         doors: RefCell::default(),
         stopping: Cell::new(false),
@@ -519,8 +518,10 @@ impl Assembly {
         if !plain {
             tracing::warn!("plain_exports is false, so no volume is served under its name: every guest is turned away");
         }
-        let exports = NodeExports { metadata: self.metadata.clone(), open: Rc::clone(&self.open), plain };
+        let (metadata, open, switches) = (self.metadata.clone(), Rc::clone(&self.open), self.switches.clone());
+        let exports = NodeExports { metadata, open, switches, plain };
         let gate = Rc::new(Gate::new(Rc::new(exports), Rc::clone(&self.audit)));
+        self.open_to_peers(&gate);
         for listener in listeners {
             let around = Surroundings {
                 clock: Rc::clone(&self.env.clock),
@@ -530,6 +531,25 @@ impl Assembly {
             let door = nbd::open(&self.env, listener, around, Rc::clone(&self.sessions));
             self.doors.borrow_mut().push(door);
         }
+    }
+
+    /// Asks other nodes for guests here, and serves theirs.
+    fn open_to_peers(&self, gate: &Rc<Gate>) {
+        let (Some(peers), Some(switches)) = (&self.peers, &self.switches) else { return };
+        let links = peers.links.clone();
+        let send = Rc::new(move |to, frame| links.send(to, frame));
+        let around = forward::Surroundings {
+            clock: Rc::clone(&self.env.clock),
+            send,
+            gate: Rc::clone(gate),
+            own: switches.clone(),
+            sessions: Rc::clone(&self.sessions),
+            metrics: self.metrics.forward.clone(),
+        };
+        let forwarding = Forwarding::new(around, self.env.entropy.fresh16());
+        peers.ears.forward_to(&forwarding);
+        switches.connect(&forwarding);
+        *self.forwarding.borrow_mut() = Some(forwarding);
     }
 }
 
@@ -545,6 +565,15 @@ fn used_clouds(config: &NodeConfig, metadata: &Metadata) -> BTreeSet<String> {
         let clouds = config.placed_clouds().into_iter();
         clouds.filter(|cloud| used(&CloudName(cloud.name.clone()))).map(|cloud| cloud.url).collect()
     })
+}
+
+fn disk_cache_settings(config: &NodeConfig, keyring: &Keyring) -> DiskCacheSettings {
+    DiskCacheSettings {
+        dir: Layout::new(&config.dir).cache(),
+        bytes_max: config.cache.disk_bytes.bytes(),
+        cluster: keyring.cluster(),
+        node: config.node,
+    }
 }
 
 fn journal_settings(config: &NodeConfig) -> JournalSettings {

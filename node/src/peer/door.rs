@@ -120,6 +120,8 @@ async fn serve(lobby: Rc<Lobby>, stream: Box<dyn Stream>, peer: NodeId) {
         let mut newest = lobby.newest.borrow_mut();
         if newest.get(&peer).is_some_and(|newest| Rc::ptr_eq(newest, &guest)) {
             newest.remove(&peer);
+            drop(newest);
+            lobby.own.receiver.parted(peer);
         }
     }
     if let Some(why) = end {
@@ -276,6 +278,7 @@ impl Lobby {
                 return Err("two nodes use the same number, or the other one has only just gone; they must not");
             }
             current.replaced.notify_one();
+            self.own.receiver.parted(peer);
         }
         let guest =
             Rc::new(Guest { life: hello.life, link: hello.link, heard: Cell::new(now), replaced: Notify::new() });

@@ -53,6 +53,8 @@ pub trait Receiver {
     fn incarnation(&self) -> Incarnation;
     /// This node is no part of the cluster any more: it was removed, or its life of the cluster is over.
     fn refused(&self, verdict: Verdict);
+    /// What the peer sent last may be lost: its link to this node is over. Called before anything of a newer one is taken.
+    fn parted(&self, from: NodeId);
 }
 
 /// What happened on all links.
@@ -173,13 +175,9 @@ impl Links {
     /// Has links to these nodes, and to no others that were given before.
     pub fn set_peers(&self, peers: &BTreeMap<NodeId, Address>) {
         let own = self.0.own.credentials.node;
-        self.0.links.borrow_mut().retain(|node, link| {
-            let is_kept = peers.contains_key(node) || !link.is_known;
-            if !is_kept {
-                link.handle.call(Input::Stop);
-            }
-            is_kept
-        });
+        let is_kept = |node: &NodeId, link: &Link| peers.contains_key(node) || !link.is_known;
+        let gone = self.take_links(|node, link| !is_kept(node, link));
+        gone.into_iter().for_each(|handle| handle.call(Input::Stop));
         for (node, address) in peers.iter().filter(|(node, _)| **node != own) {
             self.reach(*node, address.clone(), true);
         }
@@ -257,8 +255,13 @@ impl Links {
     /// Ends all links and lets nobody in any more.
     pub fn close(&self) {
         drop(self.0.door.borrow_mut().take());
-        for link in std::mem::take(&mut *self.0.links.borrow_mut()).into_values() {
-            link.handle.call(Input::Stop);
-        }
+        self.take_links(|_, _| true).into_iter().for_each(|handle| handle.call(Input::Stop));
+    }
+
+    /// Takes links away. They are stopped outside of the look at the table: whoever hears that something is lost may send.
+    fn take_links(&self, is_taken: impl Fn(&NodeId, &Link) -> bool) -> Vec<Handle<Input>> {
+        let mut links = self.0.links.borrow_mut();
+        let taken = links.extract_if(.., |node, link| is_taken(node, link));
+        taken.map(|(_, link)| link.handle).collect()
     }
 }

@@ -185,7 +185,7 @@ fn waits_between_connections_grow_to_a_bound_and_shrink_once_it_is_up() {
 fn no_more_is_sent_than_the_peer_has_credit_for_and_no_more_kept_than_the_queue_holds() {
     let mut link = Link::up();
     let length = 1 << 20;
-    for _ in 0..40 {
+    for _ in 0..100 {
         link.step(Input::Send(long(length)));
         link.written();
     }

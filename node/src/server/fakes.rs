@@ -132,6 +132,8 @@ pub(crate) struct MemoryVolume {
     /// What every request is refused with, if anything.
     pub(crate) refusal: Cell<Option<Refusal>>,
     held: RefCell<Vec<Request>>,
+    /// Nobody serves it before this was told.
+    opens: RefCell<Option<tokio::sync::oneshot::Receiver<()>>>,
 }
 
 impl MemoryVolume {
@@ -144,7 +146,20 @@ impl MemoryVolume {
             hold: Cell::new(false),
             refusal: Cell::new(None),
             held: RefCell::default(),
+            opens: RefCell::default(),
         }
+    }
+
+    /// The next session waits until the sender speaks.
+    pub(crate) fn opens_later(&self) -> tokio::sync::oneshot::Sender<()> {
+        let (opened, opens) = tokio::sync::oneshot::channel();
+        *self.opens.borrow_mut() = Some(opens);
+        opened
+    }
+
+    /// Ends every session, whatever it has under way.
+    pub(crate) fn end_sessions(&self) {
+        self.sessions.borrow().values().for_each(|session| session.end());
     }
 
     pub(crate) fn contents(&self, offset: usize, length: usize) -> Vec<u8> {
@@ -240,5 +255,9 @@ impl Door for MemoryVolume {
     fn detach(&self, session: SessionId) {
         self.sessions.borrow_mut().remove(&session);
         self.held.borrow_mut().retain(|request| request.origin.session != session);
+    }
+
+    fn opening(&self) -> Option<Local<()>> {
+        self.opens.take().map(|opens| opens.map(drop).boxed_local())
     }
 }

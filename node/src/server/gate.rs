@@ -84,6 +84,18 @@ impl Gate {
         admitted
     }
 
+    /// Decides whether `principal`, a guest of another node, may inspect or attach a volume that node has found by its name.
+    #[must_use]
+    pub fn admit_volume(&self, volume: VolumeId, principal: &Principal, action: Action) -> bool {
+        let is_admitted = self.exports.right(volume, principal) > Right::None;
+        if is_admitted {
+            self.audit.allowed(Number::Volume, &principal.0, action, volume, None);
+        } else {
+            self.audit.refused(Number::Volume, &principal.0, action, Some(volume), None);
+        }
+        is_admitted
+    }
+
     /// What `principal` may do with an admitted volume now.
     #[must_use]
     pub fn right(&self, volume: VolumeId, principal: &Principal) -> Right {

@@ -33,6 +33,7 @@ pub fn principal(peer: &PeerIdentity) -> Principal {
 pub struct Mailbox {
     replies: RefCell<Vec<Reply>>,
     stopping: Cell<bool>,
+    ended: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -47,6 +48,12 @@ impl Mailbox {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    /// True once the session is over: nothing it has under way is answered any more.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.ended.get()
     }
 
     /// Ready when replies have come; else the task is woken by the next reply or the call to stop.
@@ -93,6 +100,11 @@ impl Replies for Mailbox {
         self.replies.borrow_mut().push(reply);
         self.wake();
     }
+
+    fn end(&self) {
+        self.ended.set(true);
+        self.wake();
+    }
 }
 
 /// The open sessions of a node, over all its doors.
@@ -111,11 +123,18 @@ impl Sessions {
         if self.stopping.get() || self.open.borrow().len() >= SESSIONS_MAX {
             return None;
         }
-        let id = SessionId(self.last.get()).next();
-        self.last.set(id.0);
+        let id = self.next_id();
         let mailbox = Rc::new(Mailbox::default());
         self.open.borrow_mut().insert(id, Rc::clone(&mailbox));
         Some(Ticket { id, mailbox, sessions: Rc::clone(self) })
+    }
+
+    /// A number for a session; never given twice.
+    #[must_use]
+    pub fn next_id(&self) -> SessionId {
+        let id = SessionId(self.last.get()).next();
+        self.last.set(id.0);
+        id
     }
 
     /// How many are open.

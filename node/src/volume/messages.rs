@@ -11,7 +11,10 @@ use velum_protocol::{
     id::{BlockCount, BlockIndex, Epoch, Hash, Jseq, Seq, SessionId, VolumeId},
 };
 
-use crate::{env::Instant, extent::ExtentMap};
+use crate::{
+    env::{Instant, Local},
+    extent::ExtentMap,
+};
 
 /// The authenticated user behind a session, as ACLs name it: `anonymous`, or `uid:1000` for a local process on the
 /// unix socket.
@@ -108,6 +111,9 @@ pub enum Refusal {
 pub trait Replies {
     /// Takes one reply; called on the volume's thread, possibly from within [`Door::submit`].
     fn reply(&self, reply: Reply);
+    /// The session is over: no more replies come, and what it has under way may be done or not. Its guest must not be told that
+    /// anything failed, for it may have not; the connection is to end.
+    fn end(&self);
 }
 
 /// A volume as its doors see it. Sessions share the volume's thread, so these are direct calls.
@@ -122,6 +128,10 @@ pub trait Door {
     fn end_burst(&self);
     /// Lets a session go: none of its requests that are not in the journal takes effect any more, and no reply comes.
     fn detach(&self, session: SessionId);
+    /// Completes when somebody serves the volume; none when somebody does. A session may attach all the same.
+    fn opening(&self) -> Option<Local<()>> {
+        None
+    }
 }
 
 /// A contiguous stretch of the journal, newest version per block, frozen for a flush.

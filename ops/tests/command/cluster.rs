@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     bench::{Bench, Node, settings},
-    nbd,
+    nbd::{self, Client, EPERM, Gone, WRITE},
 };
 
 /// Longer than an election, a snapshot and a change of the group take on a busy machine.
@@ -119,6 +119,23 @@ impl Hosts {
         }
     }
 
+    /// The node that owns a volume, once it serves it.
+    fn serving<'a>(&self, nodes: &[(u64, &'a Node)], name: &str) -> &'a Node {
+        let mut found = None;
+        wait(&format!("a node serves {name}"), || {
+            let serves = |node: &Node, number: u64| {
+                let status = self.status(node);
+                let volumes = status["volumes"].as_array().unwrap();
+                volumes
+                    .iter()
+                    .any(|volume| volume["name"] == name && volume["owner"] == number && volume["current"].is_array())
+            };
+            found = nodes.iter().find(|(number, node)| serves(node, *number)).map(|(_, node)| *node);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
     /// Makes a volume on a node, writes to it, and has it flushed.
     fn use_volume(&self, at: &Node, name: &str, byte: u8) {
         let known = self.ask(at, &["volume", "list"]).stdout.contains(&format!("\"{name}\""));
@@ -153,7 +170,7 @@ fn three_nodes_become_a_cluster_that_lives_on_while_one_is_gone() {
     let (seen, own) = (second(&one).unwrap(), second(&two).unwrap());
     assert_eq!(
         (&seen["owner"], &seen["members"], &seen["exposure"]),
-        (&2.into(), &serde_json::json!([]), &Value::Null)
+        (&2.into(), &serde_json::json!([1, 2, 3]), &Value::Null)
     );
     assert_eq!((&own["exposure"]["dirty_bytes"], own["clouds"].as_array().unwrap().len()), (&0.into(), 3));
     // Every node knows how far it is itself, and the leader how far the others are.
@@ -179,8 +196,7 @@ fn three_nodes_become_a_cluster_that_lives_on_while_one_is_gone() {
     let three = hosts.start(3);
     hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
 
-    // A node that owns volumes stays; one that does not goes for good, and hears of it.
-    hosts.refused(&one, &["cluster", "remove", "2"], &["owns 1 volumes", "on that node first"]);
+    // A node goes for good, and hears of it.
     hosts.refused(&one, &["cluster", "remove", "9"], &["no node 9", "cluster status"]);
     let left = hosts.ask(&one, &["cluster", "remove", "3"]).json();
     assert_eq!(left["nodes"].as_array().unwrap().len(), 2, "{left}");
@@ -192,7 +208,16 @@ fn three_nodes_become_a_cluster_that_lives_on_while_one_is_gone() {
     assert_eq!(four_number, 4, "a number is never used again");
     hosts.await_voters(&[&one, &two, &four], &[1, 2, 4]);
     hosts.use_volume(&four, "fourth", 5);
-    for node in [four, two, one] {
+
+    // The volumes of a node that goes are taken over by others first.
+    hosts.ask(&one, &["cluster", "remove", "2"]);
+    two.ended().expect(1, &["removed this node"]);
+    let nodes = [(1, &one), (4, &four)];
+    let served = hosts.serving(&nodes, "second");
+    hosts.use_volume(served, "second", 6);
+    let standing = hosts.status(&one)["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "second").cloned();
+    assert_eq!(standing.unwrap()["members"], serde_json::json!([1, 4]));
+    for node in [four, one] {
         node.stop(Signal::TERM).expect(0, &["stopping"]);
     }
 }
@@ -281,6 +306,117 @@ fn a_node_alone_that_was_recovered_from_stops_for_good() {
     bench.velum(&["up", "--dir", &dir]).expect(1, &["node 1 belongs to an older life", "never starts again"]);
     // What it alone held can still be looked at.
     bench.velum(&["inspect", "journal", &bench.text("data/node-1/journal/0000.journal")]).expect(0, &[]);
+}
+
+/// The value of a metric at a node.
+fn metric(at: &Node, name: &str) -> u64 {
+    let (_, metrics) = at.http(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
+}
+
+/// Refusals of the gates 1 and 2 at a node.
+fn refusals(at: &Node) -> [u64; 2] {
+    ["volume", "region"].map(|gate| metric(at, &format!("velum_audit_refusals_total{{gate=\"{gate}\"}}")))
+}
+
+/// Bytes that tell where they were written.
+fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|at| seed ^ u8::try_from(at / 4096 % 251).unwrap()).collect()
+}
+
+/// A volume is used through each node's door: big writes, many at once, refusals; and by whoever held a session when its owner was
+/// killed and started again.
+#[test]
+fn any_nodes_door_serves_any_volume() {
+    let hosts = Hosts { fixed_ports: true, ..Hosts::new() };
+    let one = hosts.found();
+    let (_, two) = hosts.add(&one);
+    let (_, three) = hosts.add(&one);
+    hosts.await_voters(&[&one, &two, &three], &[1, 2, 3]);
+    hosts.ask(&one, &["volume", "create", "shared", "--size", "192MiB"]);
+    wait("the volume is known everywhere", || {
+        [&two, &three].iter().all(|node| hosts.ask(node, &["volume", "list"]).stdout.contains("shared"))
+    });
+
+    // Big writes, beyond a piece and beyond the credit, come whole to whoever reads, wherever.
+    let (mut here, mut there) = (Client::connect(&two.nbd, "shared"), Client::connect(&three.nbd, "shared"));
+    let big = pattern(7, 9 << 20);
+    assert_eq!(here.write(1 << 20, &big), Ok(0));
+    assert_eq!(here.flush(), Ok(0));
+    assert!(there.read(1 << 20, 9 << 20).unwrap() == big, "what one node took another one reads");
+    assert!(Client::connect(&one.nbd, "shared").read(1 << 20, 9 << 20).unwrap() == big);
+
+    // Many at once.
+    let mut asked: Vec<u64> =
+        (0..200_u8).map(|at| there.ask(WRITE, u64::from(at) * 4096, 4096, &[at; 4096]).unwrap()).collect();
+    for _ in 0..asked.len() {
+        let (error, cookie) = there.reply().unwrap();
+        assert_eq!(error, 0);
+        asked.remove(asked.iter().position(|asked| *asked == cookie).unwrap());
+    }
+    let read = here.read(0, 200 * 4096).unwrap();
+    assert!(read.chunks(4096).zip(0..200_u8).all(|(block, at)| *block == [at; 4096]));
+    assert!(metric(&one, "velum_forward_requests_total{side=\"serving\"}") >= 204);
+    assert!(metric(&two, "velum_forward_bytes_total{side=\"asking\"}") >= 9 << 20);
+    assert_eq!(metric(&one, "velum_forward_sessions{side=\"serving\"}"), 2);
+
+    // A gate says no at the owner, once.
+    hosts.ask(&one, &["volume", "allow", "shared", "*", "read", "--range", "64MiB..128MiB"]);
+    let before = [&one, &two, &three].map(refusals);
+    assert_eq!(here.write(70 << 20, &[1; 4096]), Ok(EPERM));
+    assert_eq!(here.write(60 << 20, &[1; 4096]), Ok(0), "elsewhere it may still write");
+    let after = [&one, &two, &three].map(refusals);
+    assert_eq!(after[0], [before[0][0], before[0][1] + 1]);
+    assert_eq!(after[1..], before[1..]);
+
+    // The owner is killed: who has something under way hears the connection end; who has not goes on at whoever takes over.
+    let two_nbd = two.nbd.clone();
+    let busy = thread::spawn(move || {
+        let mut busy = Client::connect(&two_nbd, "shared");
+        for round in 0_u64.. {
+            if busy.write(round % 16 * 4096, &[9; 4096]) == Err(Gone) {
+                return round;
+            }
+        }
+        unreachable!("it is killed before")
+    });
+    thread::sleep(Duration::from_millis(300));
+    let killed = Instant::now();
+    assert_eq!(one.stop(Signal::KILL).code, None);
+    assert!(busy.join().unwrap() > 0, "it wrote before");
+    assert!(killed.elapsed() < Duration::from_secs(8), "nobody waits for what may never come");
+    assert!(there.read(1 << 20, 9 << 20).unwrap() == big, "a session with nothing under way goes on");
+    let owner = hosts.serving(&[(2, &two), (3, &three)], "shared");
+    hosts.use_volume(owner, "shared", 3);
+    assert_eq!(Client::connect(&three.nbd, "shared").read(0, 1), Ok(vec![3]));
+
+    // An owner that is stopped hands over: sessions of other nodes' guests go on, whatever they have under way.
+    let one = hosts.start(1);
+    let to_two = ["volume", "move", "shared", "--to", "2"];
+    if owner.admin == three.admin {
+        hosts.ask(&three, &to_two);
+    }
+    wait("node 1 keeps a whole copy again", || {
+        let status = hosts.status(hosts.serving(&[(2, &two)], "shared"));
+        status["volumes"][0]["current"] == serde_json::json!([1, 2, 3])
+    });
+    two.stop(Signal::TERM).expect(0, &["stopping"]);
+    assert_eq!(there.write(0, &[5; 4096]), Ok(0));
+    drop(here);
+    let owner = hosts.serving(&[(1, &one), (3, &three)], "shared");
+    hosts.ask(owner, &["volume", "flush", "shared"]);
+    let two = hosts.start(2);
+    if owner.admin == three.admin {
+        hosts.ask(&three, &["volume", "move", "shared", "--to", "1"]);
+    }
+    hosts.serving(&[(1, &one)], "shared");
+    // A node that is gone leaves no session behind.
+    assert_eq!(three.stop(Signal::KILL).code, None);
+    wait("nobody uses it", || metric(&one, "velum_forward_sessions{side=\"serving\"}") == 0);
+    wait("the others agree", || hosts.status(&one)["leader"].as_u64().is_some_and(|leader| leader != 3));
+    hosts.ask(&one, &["volume", "delete", "shared", "--confirm", "shared"]);
+    wait("it is gone everywhere", || nbd::ask_for(&two.nbd, "shared").1 == nbd::UNKNOWN);
 }
 
 #[test]

@@ -41,20 +41,82 @@ fn option_reply(stream: &mut TcpStream) -> u32 {
 
 /// Writes `bytes` at an offset of an export.
 pub(crate) fn write(address: &str, name: &str, offset: u64, bytes: &[u8]) {
-    let (mut stream, mut kind) = ask_for(address, name);
-    while kind != ACK {
-        assert_eq!(kind, INFO, "the export is there");
-        kind = option_reply(&mut stream);
+    assert_eq!(Client::connect(address, name).write(offset, bytes), Ok(0), "the write is acked");
+}
+
+/// A client that has chosen an export.
+pub(crate) struct Client {
+    stream: TcpStream,
+    cookie: u64,
+}
+
+/// The connection ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+/// Commands.
+pub(crate) const READ: u16 = 0;
+pub(crate) const WRITE: u16 = 1;
+pub(crate) const FLUSH: u16 = 3;
+
+/// The errors of replies.
+pub(crate) const EPERM: u32 = 1;
+
+impl Client {
+    /// Connects and chooses an export.
+    pub(crate) fn connect(address: &str, name: &str) -> Self {
+        let (mut stream, mut kind) = ask_for(address, name);
+        while kind != ACK {
+            assert_eq!(kind, INFO, "the export is there");
+            kind = option_reply(&mut stream);
+        }
+        Self { stream, cookie: 0 }
     }
-    let length = u32::try_from(bytes.len()).expect("a short write");
-    let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
-    request.extend([0, 0, 0, 1]);
-    request.extend(7_u64.to_be_bytes());
-    request.extend(offset.to_be_bytes());
-    request.extend(length.to_be_bytes());
-    request.extend(bytes);
-    stream.write_all(&request).expect("a request can be sent");
-    let mut reply = [0; 16];
-    stream.read_exact(&mut reply).expect("a reply");
-    assert_eq!(reply[4..8], [0; 4], "the write is acked");
+
+    /// Sends a request without waiting for its reply; gives its cookie.
+    pub(crate) fn ask(&mut self, command: u16, offset: u64, length: u32, payload: &[u8]) -> Result<u64, Gone> {
+        self.cookie += 1;
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend([0, 0]);
+        request.extend(command.to_be_bytes());
+        request.extend(self.cookie.to_be_bytes());
+        request.extend(offset.to_be_bytes());
+        request.extend(length.to_be_bytes());
+        request.extend(payload);
+        self.stream.write_all(&request).map_err(|_| Gone)?;
+        Ok(self.cookie)
+    }
+
+    /// The next reply: error and cookie.
+    pub(crate) fn reply(&mut self) -> Result<(u32, u64), Gone> {
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply).map_err(|_| Gone)?;
+        let error = u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]]);
+        let (_, cookie) = reply.split_last_chunk().expect("a reply has 16 bytes");
+        Ok((error, u64::from_be_bytes(*cookie)))
+    }
+
+    /// Writes; gives the reply's error, 0 for none.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<u32, Gone> {
+        let length = u32::try_from(bytes.len()).expect("a short write");
+        let cookie = self.ask(WRITE, offset, length, bytes)?;
+        let (error, answered) = self.reply()?;
+        assert_eq!(answered, cookie);
+        Ok(error)
+    }
+
+    /// Waits until what was acked lasts.
+    pub(crate) fn flush(&mut self) -> Result<u32, Gone> {
+        self.ask(FLUSH, 0, 0, &[])?;
+        Ok(self.reply()?.0)
+    }
+
+    /// Reads.
+    pub(crate) fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, Gone> {
+        self.ask(READ, offset, length, &[])?;
+        assert_eq!(self.reply()?.0, 0, "the read is answered");
+        let mut bytes = vec![0; length as usize];
+        self.stream.read_exact(&mut bytes).map_err(|_| Gone)?;
+        Ok(bytes)
+    }
 }

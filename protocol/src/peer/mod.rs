@@ -6,6 +6,7 @@
 mod admission;
 pub mod agreement;
 pub mod ensemble;
+pub mod forward;
 mod hello;
 mod proposal;
 
@@ -67,10 +68,34 @@ pub enum Kind {
     Confirm = 22,
     /// The one that has.
     Confirmed = 23,
+    /// A stream of forwarded requests begins.
+    Open = 32,
+    /// It has.
+    Opened = 33,
+    /// It is over.
+    Closed = 34,
+    /// A guest's session begins.
+    Attach = 35,
+    /// It may go on.
+    Attached = 36,
+    /// It is over.
+    Ended = 37,
+    /// It is to be over.
+    Detach = 38,
+    /// A guest's request.
+    Request = 39,
+    /// More of a write's payload.
+    Payload = 40,
+    /// The answer to a request, or a part of it.
+    Reply = 41,
+    /// How many bytes of requests were taken.
+    TookRequests = 42,
+    /// How many bytes of replies were taken.
+    TookReplies = 43,
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 28] = [
         Self::Hello,
         Self::Beat,
         Self::Raft,
@@ -87,6 +112,18 @@ impl Kind {
         Self::Tail,
         Self::Confirm,
         Self::Confirmed,
+        Self::Open,
+        Self::Opened,
+        Self::Closed,
+        Self::Attach,
+        Self::Attached,
+        Self::Ended,
+        Self::Detach,
+        Self::Request,
+        Self::Payload,
+        Self::Reply,
+        Self::TookRequests,
+        Self::TookReplies,
     ];
 }
 
@@ -191,6 +228,8 @@ pub enum Frame {
     Confirm(ensemble::Confirm),
     /// See [`Kind::Confirmed`].
     Confirmed(ensemble::Confirmed),
+    /// About forwarded requests: [`Kind::Open`] to [`Kind::TookReplies`].
+    Forward(forward::Forward),
 }
 
 impl Frame {
@@ -214,6 +253,7 @@ impl Frame {
             Self::Tail(_) => Kind::Tail,
             Self::Confirm(_) => Kind::Confirm,
             Self::Confirmed(_) => Kind::Confirmed,
+            Self::Forward(forward) => forward.kind(),
         }
     }
 
@@ -241,6 +281,7 @@ impl Frame {
             Self::Tail(tail) => tail.put(&mut out),
             Self::Confirm(confirm) => confirm.put(&mut out),
             Self::Confirmed(confirmed) => confirmed.put(&mut out),
+            Self::Forward(forward) => forward.put(&mut out),
         }
         let body_bytes = out.len() - HEADER_BYTES;
         assert!(body_bytes <= BODY_BYTES_MAX, "a frame's body is bounded");
@@ -272,6 +313,18 @@ impl Frame {
             Kind::Tail => Self::Tail(ensemble::Tail::read(body, &mut fields)?),
             Kind::Confirm => Self::Confirm(ensemble::Confirm::read(&mut fields)?),
             Kind::Confirmed => Self::Confirmed(ensemble::Confirmed::read(&mut fields)?),
+            Kind::Open
+            | Kind::Opened
+            | Kind::Closed
+            | Kind::Attach
+            | Kind::Attached
+            | Kind::Ended
+            | Kind::Detach
+            | Kind::Request
+            | Kind::Payload
+            | Kind::Reply
+            | Kind::TookRequests
+            | Kind::TookReplies => Self::Forward(forward::Forward::read(kind, body, &mut fields)?),
         };
         fields.end()?;
         Ok(frame)

@@ -5,12 +5,14 @@ use proptest::prelude::*;
 use super::{
     agreement::{Message, MessageKind, SnapshotHead},
     ensemble::{Append, Appended, Confirm, Confirmed, Fence, Fenced, Life, Marks, Point, ReadTail, Tail},
+    forward::{Ask, Ended, FORWARD_EXTENTS_MAX, FORWARD_PIECE_BYTES_MAX, Forward, Refused, Told},
     *,
 };
 use crate::{
     format::raft::{Entry, EntryKind, Membership},
-    id::{BootId, ClusterId, Epoch, Hash, Incarnation, Jseq, NodeId, VolumeId},
+    id::{BootId, ClusterId, Epoch, Hash, Incarnation, Jseq, Lineage, NodeId, VolumeId},
     invitation::TokenSecret,
+    nbd::PAYLOAD_BYTES_MAX,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -125,6 +127,56 @@ fn of_ensembles() -> Vec<Frame> {
     ]
 }
 
+fn attach() -> Forward {
+    Forward::Attach {
+        session: 5,
+        volume: VolumeId([0x70; 16]),
+        lineage: Some(Lineage(2)),
+        principal: "uid:7".to_owned(),
+    }
+}
+
+fn request(ask: Ask, burst_end: bool) -> Forward {
+    Forward::Request { session: 5, tag: 9, ask, burst_end }
+}
+
+fn write(length: u32, payload: &'static [u8]) -> Ask {
+    Ask::Write { offset: 4096, length, fua: true, payload: Bytes::from_static(payload) }
+}
+
+fn reply(told: Told) -> Forward {
+    Forward::Reply { session: 5, tag: 9, told }
+}
+
+fn of_forwarding() -> Vec<Frame> {
+    let data = |bytes: &'static [u8], last| reply(Told::Data { bytes: Bytes::from_static(bytes), last });
+    let frames = vec![
+        Forward::Open { life: [0xb2; 16], stream: 3 },
+        Forward::Opened { stream: 3 },
+        Forward::Closed { stream: 3 },
+        attach(),
+        Forward::Attached { session: 5, epoch: Epoch(4), lineage: Lineage(2) },
+        Forward::Ended { session: 5, why: Ended::OtherLineage },
+        Forward::Detach { session: 5 },
+        request(Ask::Read { offset: 4096, length: 512 }, false),
+        request(write(5, b"abc"), true),
+        request(Ask::Trim { offset: 4096, length: 1 << 40, fua: true }, false),
+        request(Ask::WriteZeroes { offset: 4096, length: 8192, no_hole: true, fua: true }, false),
+        request(Ask::Barrier, true),
+        request(Ask::Prefetch { offset: 1, length: 2 }, false),
+        request(Ask::Status { offset: 1, length: 2, extents_max: 16 }, false),
+        Forward::Payload { session: 5, tag: 9, bytes: Bytes::from_static(b"de") },
+        reply(Told::Done),
+        reply(Told::Refused(Refused::Closing)),
+        data(b"x", false),
+        data(b"yz", true),
+        reply(Told::Status(vec![(4096, false), (8192, true)])),
+        Forward::TookRequests { bytes: 7 },
+        Forward::TookReplies { bytes: 8 },
+    ];
+    frames.into_iter().map(Frame::Forward).collect()
+}
+
 fn frames() -> Vec<Frame> {
     let mut frames = vec![
         Frame::Hello(hello()),
@@ -148,6 +200,7 @@ fn frames() -> Vec<Frame> {
     let plain = |kind: &MessageKind| *kind != MessageKind::Snapshot;
     frames.extend(MessageKind::ALL.into_iter().filter(plain).map(|kind| Frame::Raft(Box::new(message(kind)))));
     frames.extend(of_ensembles());
+    frames.extend(of_forwarding());
     frames
 }
 
@@ -238,6 +291,19 @@ fn every_frame_reads_back() {
     }
 }
 
+/// Whether a frame ends with bytes whose length is what is left.
+fn ends_open(frame: &Frame) -> bool {
+    let is_piece = matches!(
+        frame,
+        Frame::Forward(
+            Forward::Request { ask: Ask::Write { .. }, .. }
+                | Forward::Payload { .. }
+                | Forward::Reply { told: Told::Data { .. }, .. }
+        )
+    );
+    is_piece || matches!(frame.kind(), Kind::Propose | Kind::Piece)
+}
+
 #[test]
 fn every_truncation_and_every_tail_is_refused() {
     for frame in frames() {
@@ -245,13 +311,12 @@ fn every_truncation_and_every_tail_is_refused() {
         let body = whole.slice(HEADER_BYTES..);
         for length in 0..body.len() {
             let decoded = Frame::decode(frame.kind(), &body.slice(..length));
-            // A shorter entry is an entry; nothing else may be cut.
-            let may_be_cut = matches!(frame.kind(), Kind::Propose | Kind::Piece);
+            // A shorter entry is an entry, and so with pieces; nothing else may be cut.
+            let may_be_cut = ends_open(&frame);
             assert!(decoded.is_err() || may_be_cut, "{frame:?} cut to {length}");
         }
         let longer: Bytes = [&body[..], b"\0"].concat().into();
-        let may_grow = matches!(frame.kind(), Kind::Propose | Kind::Piece);
-        assert!(Frame::decode(frame.kind(), &longer).is_err() || may_grow, "{frame:?} with a tail");
+        assert!(Frame::decode(frame.kind(), &longer).is_err() || ends_open(&frame), "{frame:?} with a tail");
     }
 }
 
@@ -277,6 +342,7 @@ fn headers_are_judged_before_their_bodies() {
     assert_eq!(forged(0, 1), Err(FrameError::Kind(0)));
     assert_eq!(forged(9, 1), Err(FrameError::Kind(9)));
     assert_eq!(forged(24, 1), Err(FrameError::Kind(24)));
+    assert_eq!(forged(44, 1), Err(FrameError::Kind(44)));
 }
 
 #[test]
@@ -429,6 +495,187 @@ fn more_records_than_bytes_are_refused_before_anything_is_allocated() {
     let count = body.len() - 4;
     body[count..].copy_from_slice(&u32::MAX.to_le_bytes());
     assert_eq!(Frame::decode(Kind::Tail, &body.into()), Err(FrameError::Body(ReadError::Field("records"))));
+}
+
+/// The bytes as `docs/format.md` draws them, written by another program.
+#[test]
+fn frames_of_forwarding_keep_their_bytes() {
+    let goldens = [
+        ("564c70720100200018000000", concat!("b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2", "0300000000000000")),
+        ("564c70720100210008000000", "0300000000000000"),
+        ("564c70720100220008000000", "0300000000000000"),
+        (
+            "564c70720100230026000000",
+            concat!("0500000000000000", "70707070707070707070707070707070", "0200000000000000", "05", "7569643a37"),
+        ),
+        ("564c70720100240018000000", concat!("0500000000000000", "0400000000000000", "0200000000000000")),
+        ("564c70720100250009000000", concat!("0500000000000000", "03")),
+        ("564c70720100260008000000", "0500000000000000"),
+        (
+            "564c70720100270028000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "01000000",
+                "00000000",
+                "0010000000000000",
+                "0002000000000000"
+            ),
+        ),
+        (
+            "564c7072010027002b000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "02050000",
+                "00000000",
+                "0010000000000000",
+                "0500000000000000",
+                "616263"
+            ),
+        ),
+        (
+            "564c70720100270028000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "03010000",
+                "00000000",
+                "0010000000000000",
+                "0000000000010000"
+            ),
+        ),
+        (
+            "564c70720100270028000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "04030000",
+                "00000000",
+                "0010000000000000",
+                "0020000000000000"
+            ),
+        ),
+        (
+            "564c70720100270028000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "05040000",
+                "00000000",
+                "0000000000000000",
+                "0000000000000000"
+            ),
+        ),
+        (
+            "564c70720100270028000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "06000000",
+                "00000000",
+                "0100000000000000",
+                "0200000000000000"
+            ),
+        ),
+        (
+            "564c70720100270028000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "07000000",
+                "10000000",
+                "0100000000000000",
+                "0200000000000000"
+            ),
+        ),
+        ("564c70720100280012000000", concat!("0500000000000000", "0900000000000000", "6465")),
+        ("564c70720100290011000000", concat!("0500000000000000", "0900000000000000", "01")),
+        ("564c70720100290012000000", concat!("0500000000000000", "0900000000000000", "02", "03")),
+        ("564c70720100290012000000", concat!("0500000000000000", "0900000000000000", "03", "78")),
+        ("564c70720100290013000000", concat!("0500000000000000", "0900000000000000", "04", "797a")),
+        (
+            "564c70720100290027000000",
+            concat!(
+                "0500000000000000",
+                "0900000000000000",
+                "05",
+                "02000000",
+                "001000000000000000",
+                "002000000000000001"
+            ),
+        ),
+        ("564c707201002a0008000000", "0700000000000000"),
+        ("564c707201002b0008000000", "0800000000000000"),
+    ];
+    assert_eq!(of_forwarding().len(), goldens.len());
+    for (frame, (header, body)) in of_forwarding().into_iter().zip(goldens) {
+        let bytes = frame.encode();
+        assert_eq!(hex(&bytes[..12]), header, "{frame:?}");
+        assert_eq!(hex(&bytes[HEADER_BYTES..]), body, "{frame:?}");
+    }
+}
+
+#[test]
+fn frames_of_forwarding_that_cannot_be_are_refused() {
+    let named = |principal: &str| Forward::Attach {
+        session: 5,
+        volume: VolumeId([0x70; 16]),
+        lineage: None,
+        principal: principal.to_owned(),
+    };
+    let read = |offset, length| request(Ask::Read { offset, length }, false);
+    let long = Bytes::from(vec![1; FORWARD_PIECE_BYTES_MAX + 1]);
+    let bad = [
+        Forward::Open { life: [0; 16], stream: 3 },
+        Forward::Open { life: [1; 16], stream: 0 },
+        named(""),
+        named("a\nb"),
+        named(&"a".repeat(129)),
+        Forward::Attached { session: 5, epoch: Epoch(0), lineage: Lineage(2) },
+        Forward::Attached { session: 5, epoch: Epoch(1), lineage: Lineage(0) },
+        read(0, 0),
+        read(0, PAYLOAD_BYTES_MAX + 1),
+        read(u64::MAX, 2),
+        request(write(2, b"abc"), false),
+        request(write(2, b""), false),
+        request(write(PAYLOAD_BYTES_MAX + 1, b"a"), false),
+        request(Ask::Status { offset: 0, length: 1, extents_max: 0 }, false),
+        Forward::Payload { session: 5, tag: 9, bytes: Bytes::new() },
+        Forward::Payload { session: 5, tag: 9, bytes: long.clone() },
+        reply(Told::Data { bytes: long, last: true }),
+        reply(Told::Status(vec![(1, false); FORWARD_EXTENTS_MAX + 1])),
+    ];
+    for frame in bad {
+        assert!(decode(&Frame::Forward(frame.clone()).encode()).is_err(), "{frame:?}");
+    }
+    // Flags that an operation does not have, and operations, outcomes and reasons that there are not.
+    for (frame, at, to) in [
+        (read(0, 1), 17, 1),
+        (request(write(1, b"a"), false), 17, 2),
+        (read(0, 1), 16, 8),
+        (read(0, 1), 18, 1),
+        (reply(Told::Done), 16, 6),
+        (reply(Told::Refused(Refused::Failed)), 17, 5),
+        (Forward::Ended { session: 1, why: Ended::Full }, 8, 6),
+    ] {
+        let mut body = Frame::Forward(frame.clone()).encode()[HEADER_BYTES..].to_vec();
+        body[at] = to;
+        assert!(Frame::decode(frame.kind(), &body.into()).is_err(), "{frame:?} with {to} at {at}");
+    }
+}
+
+#[test]
+fn both_sides_count_alike_what_takes_credit() {
+    let counted: Vec<u64> = of_forwarding()
+        .into_iter()
+        .map(|frame| match frame {
+            Frame::Forward(forward) => forward.credit_bytes(),
+            _ => unreachable!("made above"),
+        })
+        .collect();
+    assert_eq!(counted[..7], [0; 7]);
+    assert_eq!(counted[7..], [64, 67, 64, 64, 64, 64, 64, 66, 64, 64, 65, 66, 82, 0, 0]);
 }
 
 proptest! {

@@ -69,6 +69,9 @@ pub enum End {
     /// The node is stopping, or the volume is no longer served here.
     #[error("the volume is closing")]
     Stopped,
+    /// Whoever served the volume is lost, or it was deleted: what was under way may be done or not.
+    #[error("what the client has under way is not answered any more")]
+    Lost,
     /// The handshake ended without an export.
     #[error("{0}")]
     Left(#[from] Leave),
@@ -99,6 +102,7 @@ impl End {
             Self::Disconnected
             | Self::Closed
             | Self::Stopped
+            | Self::Lost
             | Self::Left(Leave::Aborted | Leave::Stopping)
             | Self::Broken(_) => None,
         }
@@ -144,12 +148,22 @@ async fn haggle(
     let mut handshake = Handshake::new(&mut out);
     loop {
         let visitor = Visitor { gate: &around.gate, principal, stopping: mailbox.is_stopping() };
+        let said_bytes = out.len();
         let step = handshake.step(input, visitor, &mut out);
         for error in handshake.take_refused() {
             around.metrics.nbd.refused_inputs.of(reason_of(error)).inc();
         }
         if matches!(step, Step::Again) && out.len() < HANDSHAKE_REPLY_BYTES_MAX {
             continue;
+        }
+        if let Step::Enter(agreed) = &step
+            && let Some(opening) = agreed.export.door.opening()
+        {
+            // What was said before goes out; that the export is there is said when it is.
+            let granted = out.split_off(said_bytes);
+            stream.write_all_buf(&mut out).await?;
+            opened(mailbox, opening).await?;
+            out = granted;
         }
         stream.write_all_buf(&mut out).await?;
         match step {
@@ -169,6 +183,15 @@ async fn haggle(
                 }
             }
         }
+    }
+}
+
+/// Waits until a volume is served; the handshake's own bound ends it.
+async fn opened(mailbox: &Mailbox, opening: Local<()>) -> Result<(), End> {
+    let mut stopped = pin!(poll_fn(|context| mailbox.poll_stop(context)).fuse());
+    futures_util::select_biased! {
+        () = opening.fuse() => Ok(()),
+        () = stopped => Err(End::Stopped),
     }
 }
 
@@ -240,6 +263,9 @@ impl Pump<'_> {
         loop {
             if let Err(cut) = self.turn() {
                 return cut.into();
+            }
+            if self.mailbox.is_ended() {
+                return End::Lost;
             }
             let ending = self.machine.is_disconnected() || self.machine.is_fenced() || self.mailbox.is_stopping();
             if ending && self.machine.in_flight() == 0 && self.out.is_empty() {
@@ -332,7 +358,7 @@ impl Pump<'_> {
         moved |= self.poll_receive(context)?.is_ready();
         moved |= self.mailbox.poll_replies(context).is_ready();
         let ending = self.mailbox.is_stopping() && self.machine.in_flight() == 0 && self.out.is_empty();
-        if moved || ending { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if moved || ending || self.mailbox.is_ended() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     /// Sends until nothing waits or the guest takes no more; ready when that has made room for a request that waited.

@@ -456,3 +456,49 @@ fn requests_that_came_along_with_the_choice_of_an_export_are_served() {
         assert_eq!(all.len(), 18 + 10 + 16 + 4);
     });
 }
+
+#[test]
+fn a_guest_waits_in_the_handshake_for_a_volume_that_is_being_opened_and_not_for_ever() {
+    run(async {
+        let house = House::new();
+        let opened = house.volume().opens_later();
+        let opening = async {
+            settle().await;
+            assert_eq!(house.volume().sessions(), 0);
+            opened.send(()).unwrap();
+        };
+        let (mut guest, ()) = futures_util::future::join(house.guest(1 << 16), opening).await;
+        assert_eq!(guest.ask(&write(0, vec![1; 512])).await, Ok(Answer::Done));
+
+        let (_never, (mut stream, told)) = (house.volume().opens_later(), house.connect(1 << 16));
+        let mut out = BytesMut::new();
+        encode_client_flags(ClientFlags::FIXED_NEWSTYLE.with(ClientFlags::NO_ZEROES), &mut out);
+        OptionRequest::ExportName("demo".to_owned()).encode(&mut out);
+        stream.write_all(&out).await.unwrap();
+        settle().await;
+        house.clock.pass(HANDSHAKE_TIME_MAX);
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), 18, "the greeting, and no word of the export");
+        settle().await;
+        assert!(matches!(told.borrow_mut().take(), Some(End::Late)));
+    });
+}
+
+/// An error in the place of an answer would say that nothing was done.
+#[test]
+fn a_session_that_is_ended_answers_nothing_that_is_under_way() {
+    run(async {
+        let house = House::new();
+        let mut guest = house.guest(1 << 16).await;
+        house.volume().hold.set(true);
+        guest.queue(&write(0, vec![1; 512]));
+        guest.send().await;
+        settle().await;
+        assert_eq!(house.volume().held(), 1);
+        house.volume().end_sessions();
+        assert!(matches!(guest.end().await, End::Lost));
+        assert!(guest.input.is_empty(), "not a byte more");
+        assert_eq!((house.volume().sessions(), house.sessions.count()), (0, 0));
+    });
+}

@@ -1,0 +1,581 @@
+//! The stable way in to one volume: guests' sessions hold it for as long as they live, whoever serves the volume meanwhile.
+//!
+//! Behind it is the volume on this node, its owner elsewhere, or nothing yet. Requests are held while nobody takes them, within
+//! [`SWITCH_HELD_BYTES_MAX`] and [`SWITCH_HELD_TIME_MAX`]; past either bound the session that brought them ends, so that its guest
+//! connects anew. A session moves on to another owner only when nothing of it is under way: what is under way may be done or not
+//! when its owner is lost, and a guest is told nothing false by a connection that ends. It moves on only within one lineage, too.
+//!
+//! ```text
+//!            ┌── serve_here(door, owner) ──> here ──┐
+//! nothing ───┤                                      ├── break_off(), end_all() ──> nothing
+//!            └── serve_there(node) ────────> there ─┘
+//!                      hold(): nothing more is passed on until one of serve_here and serve_there
+//! ```
+//!
+//! Sessions of other nodes' guests are let in only while the volume is here. When it goes, what was held of them is given back
+//! undone, and they end: the node that asked for them knows where the volume is as well as this one.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+use velum_protocol::id::{Lineage, NodeId, SessionId, VolumeId};
+
+use crate::{
+    actor,
+    env::{Clock, Instant, Local},
+    limits::{SWITCH_HELD_BYTES_MAX, SWITCH_HELD_TIME_MAX},
+    volume::{
+        messages::{Door, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply, Request},
+        sealing::Owner,
+    },
+};
+
+/// How often sessions that are outside knock at the owner's again, and what is held is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a held request counts for beside its payload.
+const OVERHEAD_BYTES: u64 = 128;
+
+/// The way to a volume at another node. What comes of it comes to [`Near`].
+pub trait Afar {
+    /// A session wants in, if the lineage is still the one it began under. Nothing is submitted before [`Near::attached`].
+    fn attach(&self, session: SessionId, principal: &Principal, lineage: Option<Lineage>);
+    /// As [`Door::submit`].
+    fn submit(&self, request: Request);
+    /// As [`Door::end_burst`].
+    fn end_burst(&self);
+    /// As [`Door::detach`].
+    fn detach(&self, session: SessionId);
+}
+
+/// Hears from another node about sessions of this one.
+pub trait Near {
+    /// A session was let in.
+    fn attached(&self, session: SessionId, lineage: Lineage);
+    /// A request is answered.
+    fn reply(&self, reply: Reply);
+    /// A session is over there; what is under way of it may be done or not. `for_good`: to ask again would not help.
+    fn ended(&self, session: SessionId, for_good: bool);
+}
+
+/// Knows the ways to other nodes.
+pub trait Roads {
+    /// The way to a volume at a node.
+    fn to(&self, node: NodeId, volume: VolumeId, near: Weak<dyn Near>) -> Rc<dyn Afar>;
+}
+
+/// The way in to one volume. Cheap to clone.
+#[derive(Clone)]
+pub struct Switch(Rc<Inner>);
+
+struct Inner {
+    own: Weak<Self>,
+    clock: Rc<dyn Clock>,
+    volume: VolumeId,
+    size_bytes: Box<dyn Fn() -> u64>,
+    roads: Weak<dyn Roads>,
+    backing: RefCell<Backing>,
+    is_held: Cell<bool>,
+    guests: RefCell<BTreeMap<SessionId, Rc<Guest>>>,
+    /// Requests passed on and not answered, of all guests.
+    under_way: Cell<usize>,
+    held_bytes: Cell<u64>,
+    is_looking: Cell<bool>,
+    changed: Notify,
+}
+
+#[derive(Clone)]
+enum Backing {
+    Nothing,
+    Here(Rc<dyn Door>, Owner),
+    There(NodeId, Rc<dyn Afar>),
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nobody knows it.
+    Outside,
+    /// The owner was asked to let it in.
+    Asking,
+    /// Its requests are passed on.
+    Inside,
+    /// The owner gives requests back undone: once the others are answered it goes outside.
+    Leaving,
+    /// It has ended.
+    Over,
+}
+
+struct Guest {
+    session: SessionId,
+    principal: Principal,
+    replies: Rc<dyn Replies>,
+    is_forwarded: bool,
+    place: Cell<Place>,
+    lineage: Cell<Option<Lineage>>,
+    /// Counts the times that it went in, so that a late reply of an earlier owner is told.
+    turn: Cell<u64>,
+    under_way: Cell<usize>,
+    /// What is under way at another node, for it may be given back.
+    sent: RefCell<BTreeMap<u64, Operation>>,
+    /// Since when, and what; by tag.
+    held: RefCell<VecDeque<(Instant, u64, Operation)>>,
+}
+
+impl Switch {
+    /// A switch with nothing behind it yet. `size_bytes` tells the volume's size while it is not here.
+    #[must_use]
+    pub fn new(
+        clock: &Rc<dyn Clock>,
+        volume: VolumeId,
+        size_bytes: Box<dyn Fn() -> u64>,
+        roads: Weak<dyn Roads>,
+    ) -> Self {
+        Self(Rc::new_cyclic(|own| Inner {
+            own: Weak::clone(own),
+            clock: Rc::clone(clock),
+            volume,
+            size_bytes,
+            roads,
+            backing: RefCell::new(Backing::Nothing),
+            is_held: Cell::default(),
+            guests: RefCell::default(),
+            under_way: Cell::default(),
+            held_bytes: Cell::default(),
+            is_looking: Cell::default(),
+            changed: Notify::default(),
+        }))
+    }
+
+    /// From now on the volume is served by this node. Sessions that began under another lineage end; so do those that still have
+    /// requests under way where it was served before.
+    pub fn serve_here(&self, door: Rc<dyn Door>, owner: Owner) {
+        self.0.change(Backing::Here(door, owner));
+    }
+
+    /// From now on the volume is served by another node; nothing happens when it already is. Sessions that still have requests
+    /// under way where it was served before end; the owner judges the lineages of the others.
+    pub fn serve_there(&self, node: NodeId) {
+        if matches!(&*self.0.backing.borrow(), Backing::There(now, _) if *now == node) {
+            return self.0.resume();
+        }
+        // Without roads the node is going away.
+        let Some(roads) = self.0.roads.upgrade() else { return };
+        let near: Weak<dyn Near> = self.0.own.clone();
+        let afar = roads.to(node, self.0.volume, near);
+        self.0.change(Backing::There(node, afar));
+    }
+
+    /// Passes nothing more on, from the call on; completes when nothing is under way: before a planned move, or before the volume is
+    /// opened anew. Ends with the next [`Switch::serve_here`], [`Switch::serve_there`] or [`Switch::break_off`].
+    #[must_use]
+    pub fn hold(&self) -> Local<()> {
+        self.0.is_held.set(true);
+        let inner = Rc::clone(&self.0);
+        async move {
+            loop {
+                let changed = inner.changed.notified();
+                if inner.under_way.get() == 0 {
+                    return;
+                }
+                changed.await;
+            }
+        }
+        .boxed_local()
+    }
+
+    /// Ends a [`Switch::hold`] after which nothing has changed.
+    pub fn go_on(&self) {
+        self.0.resume();
+    }
+
+    /// Whoever served the volume is lost: sessions with requests under way end, the requests of the others are held.
+    pub fn break_off(&self) {
+        self.0.change(Backing::Nothing);
+    }
+
+    /// All sessions end: the volume was deleted, or none of them may go on.
+    pub fn end_all(&self) {
+        self.0.change(Backing::Nothing);
+        self.0.each(|inner, guest| inner.cut(guest));
+    }
+
+    /// In whose name this node serves the volume, if it does now.
+    #[must_use]
+    pub fn served_here(&self) -> Option<Owner> {
+        match &*self.0.backing.borrow() {
+            Backing::Here(_, owner) => Some(*owner),
+            Backing::Nothing | Backing::There(..) => None,
+        }
+    }
+
+    /// Which other node serves the volume, as far as the switch was told.
+    #[must_use]
+    pub fn served_there(&self) -> Option<NodeId> {
+        match &*self.0.backing.borrow() {
+            Backing::There(node, _) => Some(*node),
+            Backing::Nothing | Backing::Here(..) => None,
+        }
+    }
+
+    /// Lets a session of another node's guest in; only while the volume is here.
+    pub(super) fn attach_forwarded(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>) {
+        self.0.attach(session, principal, replies, true);
+    }
+}
+
+impl Door for Switch {
+    fn size_bytes(&self) -> u64 {
+        match &*self.0.backing.borrow() {
+            Backing::Here(door, _) => door.size_bytes(),
+            Backing::Nothing | Backing::There(..) => (self.0.size_bytes)(),
+        }
+    }
+
+    fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>) {
+        self.0.attach(session, principal, replies, false);
+    }
+
+    fn submit(&self, request: Request) {
+        let Request { origin: Origin { session, tag }, operation } = request;
+        let guest = self.0.guests.borrow().get(&session).map(Rc::clone);
+        match guest {
+            Some(guest) if guest.place.get() == Place::Inside && !self.0.is_held.get() => {
+                self.0.pass(&guest, tag, operation);
+            }
+            Some(guest) => self.0.keep(&guest, tag, operation),
+            None => {}
+        }
+    }
+
+    fn end_burst(&self) {
+        let backing = self.0.backing.borrow().clone();
+        match backing {
+            Backing::Here(door, _) => door.end_burst(),
+            Backing::There(_, afar) => afar.end_burst(),
+            Backing::Nothing => {}
+        }
+    }
+
+    fn detach(&self, session: SessionId) {
+        let guest = self.0.guests.borrow_mut().remove(&session);
+        if let Some(guest) = guest {
+            self.0.take_out(&guest);
+            self.0.forget(&guest);
+        }
+    }
+
+    fn opening(&self) -> Option<Local<()>> {
+        let is_nothing = |inner: &Inner| matches!(&*inner.backing.borrow(), Backing::Nothing);
+        let inner = Rc::clone(&self.0);
+        is_nothing(&inner).then(|| {
+            async move {
+                loop {
+                    let changed = inner.changed.notified();
+                    if !is_nothing(&inner) {
+                        return;
+                    }
+                    changed.await;
+                }
+            }
+            .boxed_local()
+        })
+    }
+}
+
+impl Inner {
+    fn each(&self, then: impl Fn(&Self, &Rc<Guest>)) {
+        let guests: Vec<_> = self.guests.borrow().values().map(Rc::clone).collect();
+        guests.iter().filter(|guest| guest.place.get() != Place::Over).for_each(|guest| then(self, guest));
+    }
+
+    /// Has something else behind the switch, and everybody moved there who may go.
+    fn change(&self, next: Backing) {
+        let stays_here = matches!(next, Backing::Here(..));
+        self.each(|inner, guest| {
+            inner.take_out(guest);
+            if guest.under_way.get() > 0 {
+                inner.cut(guest);
+            } else if guest.is_forwarded && !stays_here {
+                inner.send_away(guest);
+            }
+        });
+        *self.backing.borrow_mut() = next;
+        self.resume();
+        self.changed.notify_waiters();
+    }
+
+    fn resume(&self) {
+        self.is_held.set(false);
+        self.each(Self::go_in);
+        self.look_later();
+    }
+
+    fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>, is_forwarded: bool) {
+        let guest = Rc::new(Guest {
+            session,
+            principal,
+            replies,
+            is_forwarded,
+            place: Cell::new(Place::Outside),
+            lineage: Cell::default(),
+            turn: Cell::default(),
+            under_way: Cell::default(),
+            sent: RefCell::default(),
+            held: RefCell::default(),
+        });
+        self.guests.borrow_mut().insert(session, Rc::clone(&guest));
+        self.go_in(&guest);
+        self.look_later();
+    }
+
+    /// Brings a session in, or has the owner asked; what was held of one that is in is passed on.
+    fn go_in(&self, guest: &Rc<Guest>) {
+        let backing = self.backing.borrow().clone();
+        match (backing, guest.place.get()) {
+            (Backing::Here(door, owner), Place::Outside) => {
+                if guest.lineage.replace(Some(owner.lineage)).is_some_and(|lineage| lineage != owner.lineage) {
+                    return self.cut(guest);
+                }
+                guest.place.set(Place::Inside);
+                guest.turn.set(guest.turn.get() + 1);
+                let (inner, turn) = (Weak::clone(&self.own), guest.turn.get());
+                let passing = Passing { inner, guest: Rc::clone(guest), turn };
+                door.attach(guest.session, guest.principal.clone(), Rc::new(passing));
+                self.release(guest);
+            }
+            (Backing::There(_, afar), Place::Outside) => {
+                guest.place.set(Place::Asking);
+                afar.attach(guest.session, &guest.principal, guest.lineage.get());
+            }
+            (Backing::Here(..) | Backing::There(..), Place::Inside) => self.release(guest),
+            _ => {}
+        }
+    }
+
+    /// Takes a session out of where it is. What was under way there is not answered any more.
+    fn take_out(&self, guest: &Guest) {
+        if matches!(guest.place.get(), Place::Outside | Place::Over) {
+            return;
+        }
+        guest.place.set(Place::Outside);
+        guest.turn.set(guest.turn.get() + 1);
+        let backing = self.backing.borrow().clone();
+        match backing {
+            Backing::Here(door, _) => door.detach(guest.session),
+            Backing::There(_, afar) => afar.detach(guest.session),
+            Backing::Nothing => {}
+        }
+    }
+
+    /// Ends a session without an answer to what it has under way.
+    fn cut(&self, guest: &Guest) {
+        self.take_out(guest);
+        guest.place.set(Place::Over);
+        self.forget(guest);
+        guest.replies.end();
+    }
+
+    /// Gives back what was held of another node's session, and ends it.
+    fn send_away(&self, guest: &Guest) {
+        for (_, tag, operation) in std::mem::take(&mut *guest.held.borrow_mut()) {
+            self.held_bytes.set(self.held_bytes.get() - cost(&operation));
+            let origin = Origin { session: guest.session, tag };
+            guest.replies.reply(Reply { origin, outcome: Outcome::Refused(Refusal::Closing) });
+        }
+        self.cut(guest);
+    }
+
+    /// Forgets what a session has under way and held.
+    fn forget(&self, guest: &Guest) {
+        let held: u64 = guest.held.take().iter().map(|(_, _, operation)| cost(operation)).sum();
+        self.held_bytes.set(self.held_bytes.get() - held);
+        guest.sent.take();
+        let under_way = guest.under_way.take();
+        self.under_way.set(self.under_way.get() - under_way);
+        self.changed.notify_waiters();
+    }
+
+    fn pass(&self, guest: &Guest, tag: u64, operation: Operation) {
+        guest.under_way.set(guest.under_way.get() + 1);
+        self.under_way.set(self.under_way.get() + 1);
+        let origin = Origin { session: guest.session, tag };
+        let backing = self.backing.borrow().clone();
+        match backing {
+            Backing::Here(door, _) => door.submit(Request { origin, operation }),
+            Backing::There(_, afar) => {
+                guest.sent.borrow_mut().insert(tag, operation.clone());
+                afar.submit(Request { origin, operation });
+            }
+            Backing::Nothing => unreachable!("nobody is inside nothing"),
+        }
+    }
+
+    fn answered(&self, guest: &Guest) {
+        guest.under_way.set(guest.under_way.get() - 1);
+        self.under_way.set(self.under_way.get() - 1);
+        if self.under_way.get() == 0 && self.is_held.get() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Holds a request.
+    fn keep(&self, guest: &Guest, tag: u64, operation: Operation) {
+        if guest.place.get() == Place::Over {
+            return;
+        }
+        let held_bytes = self.held_bytes.get() + cost(&operation);
+        if held_bytes > SWITCH_HELD_BYTES_MAX {
+            tracing::warn!(volume = %self.volume, "too much is held for a volume that nobody serves: a session ends");
+            return self.cut(guest);
+        }
+        self.held_bytes.set(held_bytes);
+        let mut held = guest.held.borrow_mut();
+        let place = held.partition_point(|(_, before, _)| *before < tag);
+        held.insert(place, (self.clock.now(), tag, operation));
+        drop(held);
+        self.look_later();
+    }
+
+    /// Passes on what was held of a session that is inside.
+    fn release(&self, guest: &Guest) {
+        if self.is_held.get() || guest.held.borrow().is_empty() {
+            return;
+        }
+        for (_, tag, operation) in guest.held.take() {
+            self.held_bytes.set(self.held_bytes.get() - cost(&operation));
+            // The way there may end under what is passed on, and the session with it.
+            if guest.place.get() == Place::Inside {
+                self.pass(guest, tag, operation);
+            }
+        }
+        let backing = self.backing.borrow().clone();
+        match backing {
+            Backing::Here(door, _) => door.end_burst(),
+            Backing::There(_, afar) => afar.end_burst(),
+            Backing::Nothing => {}
+        }
+    }
+
+    /// Sees to what waits, for as long as something does.
+    fn look_later(&self) {
+        if !self.has_to_look() || self.is_looking.replace(true) {
+            return;
+        }
+        let (weak, clock) = (Weak::clone(&self.own), Rc::clone(&self.clock));
+        actor::spawn(async move {
+            loop {
+                clock.sleep(LOOK).await;
+                let Some(inner) = weak.upgrade() else { return };
+                inner.look();
+                if !inner.has_to_look() {
+                    return inner.is_looking.set(false);
+                }
+            }
+        });
+    }
+
+    fn has_to_look(&self) -> bool {
+        let is_there = matches!(&*self.backing.borrow(), Backing::There(..));
+        let waits =
+            |guest: &Rc<Guest>| !guest.held.borrow().is_empty() || (is_there && guest.place.get() == Place::Outside);
+        self.guests.borrow().values().any(waits)
+    }
+
+    fn look(&self) {
+        let now = self.clock.now();
+        self.each(|inner, guest| {
+            let since = guest.held.borrow().iter().map(|(since, ..)| *since).min();
+            if since.is_some_and(|since| now.since(since) >= SWITCH_HELD_TIME_MAX) {
+                tracing::warn!(volume = %inner.volume, "nobody has served a volume for too long: a session ends");
+                inner.cut(guest);
+            } else if !inner.is_held.get() {
+                inner.go_in(guest);
+            }
+        });
+    }
+
+    fn guest(&self, session: SessionId) -> Option<Rc<Guest>> {
+        self.guests.borrow().get(&session).filter(|guest| guest.place.get() != Place::Over).map(Rc::clone)
+    }
+}
+
+impl Near for Inner {
+    fn attached(&self, session: SessionId, lineage: Lineage) {
+        let Some(guest) = self.guest(session).filter(|guest| guest.place.get() == Place::Asking) else { return };
+        if guest.lineage.replace(Some(lineage)).is_some_and(|began_under| began_under != lineage) {
+            return self.cut(&guest);
+        }
+        guest.place.set(Place::Inside);
+        self.release(&guest);
+    }
+
+    fn reply(&self, reply: Reply) {
+        let Origin { session, tag } = reply.origin;
+        let Some(guest) = self.guest(session) else { return };
+        let Some(operation) = guest.sent.borrow_mut().remove(&tag) else { return };
+        if let Outcome::Refused(Refusal::Closing) = reply.outcome {
+            guest.place.set(Place::Leaving);
+            self.keep(&guest, tag, operation);
+        } else {
+            guest.replies.reply(reply);
+        }
+        if guest.place.get() == Place::Over {
+            return;
+        }
+        self.answered(&guest);
+        if guest.place.get() == Place::Leaving && guest.under_way.get() == 0 {
+            self.take_out(&guest);
+            self.look_later();
+        }
+    }
+
+    fn ended(&self, session: SessionId, for_good: bool) {
+        let Some(guest) = self.guest(session) else { return };
+        if for_good || guest.under_way.get() > 0 {
+            return self.cut(&guest);
+        }
+        self.take_out(&guest);
+        self.look_later();
+    }
+}
+
+/// Where the volume on this node puts the replies of a session.
+struct Passing {
+    inner: Weak<Inner>,
+    guest: Rc<Guest>,
+    turn: u64,
+}
+
+impl Replies for Passing {
+    fn reply(&self, reply: Reply) {
+        if self.guest.turn.get() != self.turn {
+            return;
+        }
+        if let Some(inner) = self.inner.upgrade() {
+            inner.answered(&self.guest);
+        }
+        self.guest.replies.reply(reply);
+    }
+
+    fn end(&self) {
+        if let Some(inner) = self.inner.upgrade().filter(|_| self.guest.turn.get() == self.turn) {
+            inner.cut(&self.guest);
+        }
+    }
+}
+
+fn cost(operation: &Operation) -> u64 {
+    let payload = if let Operation::Write { payload, .. } = operation { payload.len() as u64 } else { 0 };
+    payload + OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+#[path = "switch_tests.rs"]
+mod tests;
