@@ -57,7 +57,7 @@ use crate::{
     cache::{DiskCache, MemoryCache},
     cloud::{CloudSet, Fetcher},
     config::NodeConfig,
-    consensus::Consensus,
+    consensus::{Consensus, RaftStatus},
     env::{Env, Instant, network::Address},
     journal::Journal,
     keyring::Keyring,
@@ -154,6 +154,12 @@ impl Node {
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.0.metadata
+    }
+
+    /// How raft stands on this node.
+    #[must_use]
+    pub fn raft(&self) -> RaftStatus {
+        self.0.consensus.status()
     }
 
     /// Completes when the node can do nothing more for its guests: its journal failed. Restart it to verify its disk.

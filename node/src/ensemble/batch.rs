@@ -70,3 +70,15 @@ pub(super) fn fitting<'a>(records: impl Iterator<Item = &'a Bytes>) -> impl Iter
     };
     records.enumerate().take_while(is_within).map(|(_, record)| record)
 }
+
+/// True when no frame is to carry more than these.
+pub(super) fn is_full(records: &[Bytes]) -> bool {
+    // The next one would not have fit, or hardly anything would.
+    records.len() >= RECORDS_MAX || records.iter().map(Bytes::len).sum::<usize>() >= FRAME_BYTES / 2
+}
+
+/// The position so many records behind another.
+pub(super) fn position(from: Jseq, records: usize) -> Jseq {
+    let records = u64::try_from(records).expect("a length in memory fits 64 bits");
+    Jseq(from.0.checked_add(records).expect("positions outlive the hardware"))
+}

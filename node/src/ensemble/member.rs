@@ -14,7 +14,7 @@ use velum_protocol::{
     },
 };
 
-use super::batch::{Held, fitting, judge};
+use super::batch::{Held, fitting, judge, position};
 
 /// What a start found of the copy; all of it is synced.
 #[derive(Clone, Debug)]
@@ -33,6 +33,27 @@ pub struct Found {
     pub base: Point,
     /// The records.
     pub held: Vec<Held>,
+}
+
+impl Found {
+    /// True when something that was answered for may be missing.
+    #[must_use]
+    pub fn is_amnesic(&self) -> bool {
+        let Self { life, promise, stopped_cleanly, verifies, .. } = self;
+        let was_used = promise.is_some() || !self.held.is_empty();
+        let same_boot = promise.is_some_and(|(_, boot)| boot == life.boot);
+        // After a clean stop only a copy that was whole before is whole now: an amnesic one names no boot.
+        let is_clean = *stopped_cleanly && promise.is_some_and(|(_, boot)| boot != BootId::ZERO);
+        was_used && !(*verifies && (same_boot || is_clean))
+    }
+
+    /// Has the promise name no boot when the copy is amnesic. True when it named one: the promise is to be stored before anything
+    /// else happens, or a later start finds nothing wrong, after a clean stop or in the same boot.
+    pub fn note_amnesia(&mut self) -> bool {
+        let is_amnesic = self.is_amnesic();
+        let named = self.promise.as_mut().filter(|(_, boot)| is_amnesic && *boot != BootId::ZERO);
+        named.map(|(_, boot)| *boot = BootId::ZERO).is_some()
+    }
 }
 
 /// What the machine is told.
@@ -107,12 +128,9 @@ impl Member {
     /// A member with what a start found.
     #[must_use]
     pub fn new(found: Found) -> Self {
-        let Found { volume, life, promise, stopped_cleanly, verifies, base, held } = found;
-        let was_used = promise.is_some() || !held.is_empty();
+        let amnesic = found.is_amnesic();
+        let Found { volume, life, promise, verifies, base, held, .. } = found;
         let same_boot = promise.is_some_and(|(_, boot)| boot == life.boot);
-        // After a clean stop only a copy that was whole before is whole now: an amnesic one names no boot.
-        let is_clean = stopped_cleanly && promise.is_some_and(|(_, boot)| boot != BootId::ZERO);
-        let amnesic = was_used && !(verifies && (same_boot || is_clean));
         let is_noted = promise.is_some_and(|(_, boot)| boot == BootId::ZERO) || (same_boot && verifies);
         let stored = promise.map_or(Epoch(0), |(epoch, _)| epoch);
         let newest = held.last().map_or(Epoch(0), |last| last.epoch);
@@ -182,7 +200,8 @@ impl Member {
             self.durable = self.durable.max(append.marks.durable);
             self.trim(append.marks.trimmed, effects);
             let is_filled = self.agreed >= append.marks.written;
-            if self.amnesic && is_filled && append.heals == Some(self.life.process) {
+            let is_healing = self.storing.iter().any(|storing| matches!(storing, Storing::Heal(..)));
+            if self.amnesic && is_filled && !is_healing && append.heals == Some(self.life.process) {
                 self.store(Storing::Heal(from, append.epoch), effects);
             }
         }
@@ -242,11 +261,12 @@ impl Member {
     }
 
     fn fence(&mut self, from: NodeId, fence: Fence, effects: &mut Vec<Effect>) {
-        if fence.epoch >= self.promise && fence.epoch > self.stored {
-            self.promise = fence.epoch;
-            return self.store(Storing::Fence(from, fence.epoch), effects);
+        self.promise = self.promise.max(fence.epoch);
+        if self.promise > self.stored {
+            return self.store(Storing::Fence(from, self.promise), effects);
         }
-        // Promised already, durably; or somebody with a later epoch was first, who is told by it.
+        // Promised already; or somebody with a later epoch was first, who is told by it. What is told is durable either way: who
+        // asked for less may by now be the one that was granted more.
         effects.push(self.fenced(from));
     }
 
@@ -263,9 +283,9 @@ impl Member {
 
     /// The records behind `after` up to `through`, as many as a frame is to carry.
     fn records(&self, after: Jseq, through: Jseq) -> Vec<Bytes> {
-        let place = |at: Jseq| usize::try_from(at.0.saturating_sub(self.base.at.0)).unwrap_or(usize::MAX);
-        let wanted = self.held.range(place(after)..place(through)).map(|held| &held.record);
-        fitting(wanted).cloned().collect()
+        let count = |from: Jseq, to: Jseq| usize::try_from(to.0.saturating_sub(from.0)).unwrap_or(usize::MAX);
+        let behind = self.held.iter().skip(count(self.base.at, after));
+        fitting(behind.take(count(after, through)).map(|held| &held.record)).cloned().collect()
     }
 
     fn sync(&mut self, effects: &mut Vec<Effect>) {
@@ -346,7 +366,7 @@ impl Member {
     }
 
     fn answer(&self, to: NodeId, epoch: Epoch, verdict: Verdict, at: Jseq) -> Effect {
-        let synced = self.synced.min(self.agreed);
+        let synced = self.synced.min(self.agreed).min(at);
         let (volume, promise, life, amnesic) = (self.volume, self.promise, self.life, self.amnesic);
         let appended = Appended { volume, epoch, promise, life, verdict, amnesic, at, synced };
         Effect::Send { to, frame: Frame::Appended(appended) }
@@ -362,12 +382,6 @@ impl Member {
     }
 }
 
-/// The position so many records behind another.
-fn position(from: Jseq, records: usize) -> Jseq {
-    let records = u64::try_from(records).expect("a length in memory fits 64 bits");
-    Jseq(from.0.checked_add(records).expect("positions outlive the hardware"))
-}
-
 #[cfg(test)]
 #[path = "member_tests.rs"]
-mod tests;
+pub(super) mod tests;

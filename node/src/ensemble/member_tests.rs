@@ -8,16 +8,16 @@ use velum_protocol::{
 
 use super::*;
 
-const VOLUME: VolumeId = VolumeId([7; 16]);
-const BOOT: BootId = BootId([1; 16]);
-const OTHER_BOOT: BootId = BootId([2; 16]);
+pub(in crate::ensemble) const VOLUME: VolumeId = VolumeId([7; 16]);
+pub(in crate::ensemble) const BOOT: BootId = BootId([1; 16]);
+pub(in crate::ensemble) const OTHER_BOOT: BootId = BootId([2; 16]);
 const OWNER: NodeId = NodeId(1);
 const TAKER: NodeId = NodeId(3);
-const LIFE: Life = Life { process: [9; 16], boot: BOOT };
-const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
+pub(in crate::ensemble) const LIFE: Life = Life { process: [9; 16], boot: BOOT };
+pub(in crate::ensemble) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
 
 /// Records of one epoch behind a point, and the points they end at. `salt` tells apart what would else be the same.
-fn records(epoch: u64, after: Point, count: u64, salt: u8) -> Vec<(Bytes, Point)> {
+pub(in crate::ensemble) fn records(epoch: u64, after: Point, count: u64, salt: u8) -> Vec<(Bytes, Point)> {
     let (mut before, mut made) = (after, Vec::new());
     for _ in 0..count {
         let header = RecordHeader {
@@ -182,6 +182,18 @@ fn whoever_is_overtaken_while_a_promise_is_stored_is_not_told_that_he_has_it() {
     assert_eq!(told(&step(&mut member, Input::Stored)).promise, Epoch(3));
 }
 
+/// A question for an earlier epoch may come late, when whoever asked takes over in a later one and would believe the answer.
+#[test]
+fn no_promise_is_told_that_is_not_durable() {
+    let mut member = member();
+    step(&mut member, fence(3));
+    assert_eq!(step(&mut member, fence(2)), [Effect::Store { epoch: Epoch(3), whole_in: BOOT }], "not a word yet");
+    assert_eq!(told(&step(&mut member, Input::Stored)).promise, Epoch(3));
+    let mut member = self::member();
+    step(&mut member, Input::Append(OWNER, append(4, START, &[])));
+    assert_eq!(step(&mut member, fence(2)), [Effect::Store { epoch: Epoch(4), whole_in: BOOT }]);
+}
+
 /// Without the file a loss of power could take the unsynced copy and the memory of it alike: "empty" would be believed.
 #[test]
 fn nothing_is_taken_before_there_is_a_promise_on_disk() {
@@ -208,6 +220,24 @@ fn a_copy_is_amnesic_in_another_boot_or_without_its_end_and_not_after_a_crash_of
     assert!(!is_amnesic(Found { stopped_cleanly: true, ..found(Some((1, OTHER_BOOT)), held(&all)) }));
     let still = Found { stopped_cleanly: true, ..found(Some((1, BootId::ZERO)), held(&all)) };
     assert!(is_amnesic(still), "a clean stop makes nothing whole");
+}
+
+/// A node lost power, started, was stopped cleanly before anybody spoke to it, and started: its promise still named the boot in which
+/// the copy had been whole, and what it had lost was lost without a word.
+#[test]
+fn amnesia_is_noted_by_the_start_that_finds_it() {
+    let all = records(1, START, 2, 0);
+    let mut start = found(Some((1, OTHER_BOOT)), held(&all));
+    assert!(start.note_amnesia() && start.promise == Some((Epoch(1), BootId::ZERO)) && start.is_amnesic());
+    assert!(!start.note_amnesia(), "noted already");
+    let mut torn = Found { verifies: false, ..found(Some((1, BOOT)), held(&all)) };
+    assert!(torn.note_amnesia());
+    assert!(Found { verifies: true, ..torn }.is_amnesic());
+    for mut whole in [found(Some((1, BOOT)), held(&all)), found(None, vec![])] {
+        assert!(!whole.note_amnesia() && !whole.is_amnesic());
+    }
+    let again = Found { stopped_cleanly: true, ..start };
+    assert!(again.is_amnesic(), "a clean stop makes nothing whole");
 }
 
 #[test]
@@ -246,6 +276,52 @@ fn behind_what_the_clouds_hold_a_copy_begins_anew_and_never_before_it() {
     assert!(effects.contains(&Effect::Trim { epoch: Epoch(1), through: Jseq(7) }));
     let back = step(&mut member, trimmed(2, all[1].1, &all[2..3]));
     assert_eq!((answer(&back).verdict, answer(&back).at), (Verdict::Lacks, Jseq(7)), "an old mark takes nothing away");
+}
+
+/// Whoever syncs the journal then, the records of the new beginning may have come after.
+#[test]
+fn a_sync_begun_before_a_copy_began_anew_does_not_count_for_what_comes() {
+    let mut member = member();
+    let all = records(1, START, 9, 0);
+    step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &all[..2]) }));
+    let marks = Marks { written: Jseq(6), durable: Jseq(6), trimmed: Jseq(6) };
+    let anew = Append { marks, sync: true, ..append(1, all[5].1, &all[6..]) };
+    let effects = step(&mut member, Input::Append(OWNER, anew));
+    assert_eq!(effects.first(), Some(&Effect::Trim { epoch: Epoch(1), through: Jseq(2) }), "what it held is let go");
+    assert_eq!((answer(&effects).at, answer(&effects).synced), (Jseq(9), Jseq(6)));
+    let effects = step(&mut member, Input::Synced);
+    assert_eq!((answer(&effects[..1]).synced, &effects[1..]), (Jseq(6), &[Effect::Sync][..]));
+    assert_eq!(answer(&step(&mut member, Input::Synced)).synced, Jseq(9));
+}
+
+/// What a sync under way covers shrinks with the end that became void, also when more is asked for meanwhile.
+#[test]
+fn a_sync_begun_before_an_end_became_void_does_not_count_for_what_took_its_place() {
+    let mut member = member();
+    let left = records(1, START, 6, 0);
+    step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &left) }));
+    let next = records(2, left[3].1, 3, 0);
+    step(&mut member, Input::Append(TAKER, Append { sync: true, ..append(2, left[3].1, &next) }));
+    let effects = step(&mut member, Input::Synced);
+    assert_eq!((answer(&effects).at, answer(&effects).synced), (Jseq(7), Jseq(4)));
+    assert_eq!(effects.last(), Some(&Effect::Sync));
+    assert_eq!(answer(&step(&mut member, Input::Synced)).synced, Jseq(7));
+}
+
+/// A void end reaches from below what agrees to above it. The member told to go on below what it called synced, and no peer reads
+/// such an answer.
+#[test]
+fn no_more_is_called_synced_than_the_place_to_go_on_at() {
+    let mut member = member();
+    let left = records(1, START, 6, 0);
+    step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &left) }));
+    step(&mut member, Input::Synced);
+    step(&mut member, Input::Append(TAKER, append(2, left[3].1, &[])));
+    let other = Point { at: Jseq(5), chain: Hash([5; 32]) };
+    let told = answer(&step(&mut member, Input::Append(TAKER, append(2, other, &[]))));
+    assert_eq!((told.verdict, told.at, told.synced), (Verdict::Lacks, Jseq(0), Jseq(0)));
+    let agrees = answer(&step(&mut member, Input::Append(TAKER, append(2, left[3].1, &[]))));
+    assert_eq!((agrees.at, agrees.synced), (Jseq(4), Jseq(4)));
 }
 
 #[test]

@@ -1,23 +1,24 @@
 //! The owner's side: it ships its records to each member on its own, within a window, and counts how far they are kept.
 //!
-//! Records are held once, from d2 on. A member that is slow or gone holds up nothing but its own copy.
+//! Records are held once, from d2 on. A member that is slow or gone holds up nothing but its own copy. Every frame follows what was
+//! sent to that member before it, so whatever was lost shows at the next one, and only a member that lacks something is sent it
+//! again. Nothing is counted that a member did not say in its present life.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use velum_protocol::{
-    format::record::{HEADER_BYTES, chain},
-    id::{Epoch, Hash, Jseq, NodeId, VolumeId},
+    id::{Epoch, Jseq, NodeId, VolumeId},
     peer::{
         Frame,
-        ensemble::{Append, Appended, Marks, Point, RECORDS_MAX, Verdict},
+        ensemble::{Append, Appended, Marks, Point, Verdict},
     },
 };
 
-use super::batch::FRAME_BYTES;
+use super::{
+    batch::{Held, fitting, is_full, judge, position},
+    follower::Follower,
+};
 
 /// How often the machine wants to be told that time passes.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -96,262 +97,225 @@ pub struct MemberStanding {
     pub heard: u32,
 }
 
-/// Bytes on the way to one member.
-const WINDOW_BYTES: usize = 4 << 20;
-
-/// Ticks without progress after which what was sent is taken for lost.
-const PATIENCE_TICKS: u32 = 5;
-
-#[derive(Debug)]
-struct Copy {
-    process: [u8; 16],
-    at: Jseq,
-    synced: Jseq,
-    amnesic: bool,
-    /// Shipped up to here.
-    sent: Jseq,
-    /// It has said where it stands.
-    known: bool,
-    conflict: bool,
-    heard: u32,
-    stalled: u32,
-}
-
 /// The machine.
 #[derive(Debug)]
 pub struct Owner {
     volume: VolumeId,
     epoch: Epoch,
-    opened: bool,
-    stopped: bool,
+    members: Vec<Follower>,
+    /// d2, as far as records were let go.
     base: Point,
-    records: VecDeque<(Hash, Bytes)>,
+    records: VecDeque<Held>,
+    /// Where the records end that were there at the opening. Earlier owners may have acked them all.
+    opened_with: Jseq,
+    is_open: bool,
+    /// The d1 mark of earlier owners: true, and yet it says nothing of this ensemble.
+    known_durable: Jseq,
+    /// d0 and d1 by the count of these members.
     written: Jseq,
     durable: Jseq,
+    /// Somebody waits for d1 up to here.
     wanted: Jseq,
-    copies: BTreeMap<NodeId, Copy>,
+    is_over: bool,
 }
 
 impl Owner {
-    /// An owner with what it begins with; asks the members where they stand.
+    /// An owner with what it begins with; asks the members where they stand. Both marks begin at the base: how far the records
+    /// behind it are kept by this ensemble is not known yet, whatever an earlier one kept.
+    ///
+    /// # Panics
+    /// When the records do not follow the base, or are of a later epoch.
     #[must_use]
     pub fn new(opening: Opening, effects: &mut Vec<Effect>) -> Self {
-        let Opening { volume, node: _, epoch, members, base, records, durable } = opening;
-        let copy = |node: NodeId| {
-            let copy = Copy {
-                process: [0; 16],
-                at: Jseq(0),
-                synced: Jseq(0),
-                amnesic: true,
-                sent: Jseq(0),
-                known: false,
-                conflict: false,
-                heard: 0,
-                stalled: 0,
-            };
-            (node, copy)
-        };
-        let records = records.into_iter().map(|record| (link(&record), record)).collect();
+        let Opening { volume, node, epoch, members, base, records, durable } = opening;
+        assert!(members.contains(&node), "an owner is a member of its ensemble");
+        let records = judge(base, epoch, &records).expect("what an owner opens with was judged when it was read");
         let mut own = Self {
             volume,
             epoch,
-            opened: false,
-            stopped: false,
+            members: members.into_iter().map(Follower::new).collect(),
             base,
-            records,
-            written: durable.max(base.at),
-            durable: durable.max(base.at),
+            records: records.into(),
+            opened_with: Jseq(0),
+            is_open: false,
+            known_durable: Jseq(0),
+            written: base.at,
+            durable: base.at,
             wanted: Jseq(0),
-            copies: members.into_iter().map(copy).collect(),
+            is_over: false,
         };
-        own.wanted = own.last();
-        let nodes: Vec<NodeId> = own.copies.keys().copied().collect();
-        nodes.into_iter().for_each(|node| own.probe(node, effects));
+        own.opened_with = own.last();
+        own.known_durable = durable.min(own.last());
+        own.each(effects, |own, member, effects| {
+            member.ask(own.last());
+            own.tell(member, false, effects);
+        });
         own
     }
 
     /// Takes one input.
     pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
-        if self.stopped {
+        if self.is_over {
             return;
         }
         match input {
-            Input::Opened => self.opened = true,
-            Input::Made { record } => {
-                self.opened = true;
-                self.records.push_back((link(&record), record));
+            Input::Opened => {
+                self.is_open = true;
+                self.each(effects, Self::heal);
             }
-            Input::Push => self.ship_all(effects),
+            Input::Made { record } => {
+                let end = self.point(self.last()).expect("the end is held");
+                let made = judge(end, self.epoch, &[record]).expect("the volume makes records in order");
+                self.records.extend(made);
+                self.is_open = true;
+            }
+            Input::Push => self.each(effects, Self::ship),
             Input::Sync => {
                 self.wanted = self.last();
-                let nodes: Vec<NodeId> = self.copies.keys().copied().collect();
-                for node in nodes {
-                    self.ship(node, effects);
-                    self.ask_sync(node, effects);
-                }
+                self.each(effects, |own, member, effects| {
+                    own.ship(member, effects);
+                    // What is on its way or waits for room in the window is asked for by the frame that ends there.
+                    if member.asks_sync(own.wanted) {
+                        own.tell(member, true, effects);
+                    }
+                });
             }
-            Input::Trimmed(at) => self.trim(at),
-            Input::Appended(from, appended) => self.appended(from, appended, effects),
-            Input::Lost(to) => {
-                if let Some(copy) = self.copies.get_mut(&to) {
-                    copy.known = false;
-                }
+            Input::Trimmed(through) => self.trim(through, effects),
+            Input::Appended(from, appended) => self.appended(from, &appended, effects),
+            Input::Lost(to) => self.members.iter_mut().filter(|member| member.node == to).for_each(Follower::lost),
+            Input::Tick => {
+                let marks = self.marks();
+                self.each(effects, |own, member, effects| {
+                    let is_behind = member.synced < own.wanted || own.may_heal(member);
+                    if member.tick(is_behind, marks) {
+                        own.tell(member, member.synced < own.wanted, effects);
+                    }
+                });
             }
-            Input::Tick => self.tick(effects),
         }
     }
 
-    fn last(&self) -> Jseq {
-        Jseq(self.base.at.0 + u64::try_from(self.records.len()).unwrap_or(u64::MAX))
+    /// How the members stand.
+    #[must_use]
+    pub fn status(&self) -> Vec<MemberStanding> {
+        self.members.iter().map(Follower::standing).collect()
     }
 
-    fn point(&self, at: Jseq) -> Option<Point> {
-        if at == self.base.at {
-            return Some(self.base);
-        }
-        let place = usize::try_from(at.0.checked_sub(self.base.at.0)?.checked_sub(1)?).ok()?;
-        self.records.get(place).map(|(chain, _)| Point { at, chain: *chain })
+    fn each(&mut self, effects: &mut Vec<Effect>, mut act: impl FnMut(&Self, &mut Follower, &mut Vec<Effect>)) {
+        let mut members = std::mem::take(&mut self.members);
+        members.iter_mut().for_each(|member| act(self, member, effects));
+        self.members = members;
     }
 
-    fn marks(&self) -> Marks {
-        Marks { written: self.written, durable: self.durable, trimmed: self.base.at }
-    }
-
-    /// Asks where a member stands.
-    fn probe(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
-        let prev = self.point(self.last()).expect("the end is held");
-        self.send(node, prev, Vec::new(), false, effects);
-    }
-
-    fn ask_sync(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
-        let Some(copy) = self.copies.get(&node).filter(|copy| copy.known && copy.synced < self.wanted) else { return };
-        if copy.at == copy.sent || self.wanted <= copy.sent {
-            let Some(prev) = self.point(copy.sent) else { return };
-            self.send(node, prev, Vec::new(), true, effects);
+    /// Sends what the member was not sent, as much as the window takes. While it is full more gathers for the next frame.
+    fn ship(&self, member: &mut Follower, effects: &mut Vec<Effect>) {
+        while member.takes_more() && member.sent < self.last() {
+            let from = member.sent.max(self.base.at);
+            let behind = self.records.iter().skip(self.place(from)).map(|held| &held.record);
+            let records: Vec<_> = fitting(behind).cloned().collect();
+            let end = position(from, records.len());
+            let sync = member.sync_asked < self.wanted && (end >= self.wanted || is_full(&records));
+            self.send(member, from, records, sync, effects);
+            member.shipped(end, sync);
         }
     }
 
-    fn send(&mut self, to: NodeId, prev: Point, records: Vec<Bytes>, sync: bool, effects: &mut Vec<Effect>) {
-        let marks = self.marks();
-        let heals =
-            self.copies.get(&to).filter(|copy| self.opened && copy.amnesic && copy.known).map(|copy| copy.process);
-        let frame = Append { volume: self.volume, epoch: self.epoch, prev, marks, heals, sync, records };
-        effects.push(Effect::Send { to, frame: Frame::Append(frame) });
-    }
-
-    fn ship_all(&mut self, effects: &mut Vec<Effect>) {
-        let nodes: Vec<NodeId> = self.copies.keys().copied().collect();
-        nodes.into_iter().for_each(|node| self.ship(node, effects));
-    }
-
-    fn ship(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
-        loop {
-            let last = self.last();
-            let Some(copy) = self.copies.get(&node).filter(|copy| copy.known && !copy.conflict) else { return };
-            if copy.sent >= last || self.bytes(copy.at.max(self.base.at), copy.sent) >= WINDOW_BYTES {
-                return;
-            }
-            let from = copy.sent.max(self.base.at);
-            let Some(prev) = self.point(from) else { return };
-            let skip = usize::try_from(from.0 - self.base.at.0).unwrap_or(usize::MAX);
-            let (mut records, mut bytes) = (Vec::new(), 0);
-            for (_, record) in self.records.iter().skip(skip).take(RECORDS_MAX) {
-                if !records.is_empty() && bytes + record.len() > FRAME_BYTES {
-                    break;
-                }
-                bytes += record.len();
-                records.push(record.clone());
-            }
-            let sent = Jseq(from.0 + u64::try_from(records.len()).unwrap_or(u64::MAX));
-            let sync = self.wanted > self.durable && sent >= self.wanted;
-            if let Some(copy) = self.copies.get_mut(&node) {
-                copy.sent = sent;
-            }
-            self.send(node, prev, records, sync, effects);
+    /// Tells the member the marks behind what it was sent last; whatever is missing there shows in the answer.
+    fn tell(&self, member: &mut Follower, sync: bool, effects: &mut Vec<Effect>) {
+        let at = member.asking().unwrap_or(member.sent).clamp(self.base.at, self.last());
+        if member.asking().is_some() {
+            member.ask(at);
         }
+        self.send(member, at, Vec::new(), sync, effects);
+        member.told(at, sync);
     }
 
-    fn bytes(&self, after: Jseq, through: Jseq) -> usize {
-        let place = |at: Jseq| usize::try_from(at.0.saturating_sub(self.base.at.0)).unwrap_or(usize::MAX);
-        let (from, to) = (place(after), place(through));
-        if from >= to {
-            0
-        } else {
-            self.records.range(from..to.min(self.records.len())).map(|(_, record)| record.len()).sum()
+    fn send(&self, member: &mut Follower, after: Jseq, records: Vec<Bytes>, sync: bool, effects: &mut Vec<Effect>) {
+        let prev = self.point(after).expect("what is sent follows what is held");
+        // The copy is whole only with everything that was ever acked: what this owner acked, the member looks at by the mark, and
+        // earlier ones by the end of the opening. Before raft has opened the epoch it is not known whether acked writes are lost.
+        let is_full = position(after, records.len()) >= self.opened_with;
+        let heals = member.process().filter(|_| member.amnesic && self.is_open && is_full);
+        let (volume, epoch, marks) = (self.volume, self.epoch, self.marks());
+        member.marks = Some(marks);
+        let append = Append { volume, epoch, prev, marks, heals, sync, records };
+        effects.push(Effect::Send { to: member.node, frame: Frame::Append(append) });
+    }
+
+    fn appended(&mut self, from: NodeId, appended: &Appended, effects: &mut Vec<Effect>) {
+        if appended.volume != self.volume || appended.epoch != self.epoch || appended.at > self.most(appended) {
+            return;
         }
-    }
-
-    fn appended(&mut self, from: NodeId, appended: Appended, effects: &mut Vec<Effect>) {
-        if appended.volume != self.volume || !self.copies.contains_key(&from) {
+        if !self.members.iter().any(|member| member.node == from) {
             return;
         }
         if appended.promise > self.epoch {
-            self.stopped = true;
+            self.is_over = true;
             return effects.push(Effect::Deposed(appended.promise));
         }
-        let (base, last) = (self.base.at, self.last());
-        let Some(copy) = self.copies.get_mut(&from).filter(|_| appended.epoch == self.epoch) else { return };
-        copy.heard = 0;
-        if copy.process != appended.life.process {
-            *copy = Copy {
-                process: appended.life.process,
-                at: Jseq(0),
-                synced: Jseq(0),
-                amnesic: appended.amnesic,
-                sent: Jseq(0),
-                known: false,
-                conflict: false,
-                heard: 0,
-                stalled: 0,
-            };
-        }
-        copy.amnesic = appended.amnesic;
-        match appended.verdict {
-            Verdict::Took => {
-                if appended.at > last {
-                    return;
-                }
-                if appended.at > copy.at {
-                    (copy.at, copy.stalled) = (appended.at, 0);
-                }
-                copy.synced = copy.synced.max(appended.synced.min(appended.at));
-                if !copy.known {
-                    (copy.known, copy.sent) = (true, copy.at.max(base));
-                }
-                copy.sent = copy.sent.max(copy.at);
+        self.each(effects, |own, member, effects| {
+            if member.node != from || !member.hear(&appended.life, appended.amnesic) {
+                return;
             }
-            Verdict::Lacks => {
-                (copy.known, copy.stalled) = (true, 0);
-                copy.sent = appended.at.clamp(base, last);
-                if appended.at > last {
-                    copy.sent = base;
+            match appended.verdict {
+                Verdict::Took => member.took(appended.at, appended.synced),
+                Verdict::Lacks => {
+                    if member.lacks(appended.at.clamp(own.base.at, own.last())) {
+                        own.tell(member, false, effects);
+                    }
                 }
+                Verdict::Conflict => effects.extend(member.conflict().then_some(Effect::Conflict(from))),
+                // Of a later promise, which was looked at.
+                Verdict::Stale => {}
             }
-            Verdict::Stale => {}
-            Verdict::Conflict => {
-                if !std::mem::replace(&mut copy.conflict, true) {
-                    effects.push(Effect::Conflict(from));
-                }
-            }
-        }
+        });
         self.count(effects);
-        self.ship(from, effects);
+        self.each(effects, |own, member, effects| {
+            if member.node == from {
+                own.ship(member, effects);
+                own.heal(member, effects);
+                if member.asks_sync(own.wanted) {
+                    own.tell(member, true, effects);
+                }
+            }
+        });
     }
 
+    /// How far an answer may speak of: nobody took what was not made, and what is lacked may be anywhere.
+    fn most(&self, appended: &Appended) -> Jseq {
+        if appended.verdict == Verdict::Took { self.last() } else { Jseq(u64::MAX) }
+    }
+
+    /// True when all that keeps the copy from being whole is that nobody has said so.
+    fn may_heal(&self, member: &Follower) -> bool {
+        self.is_open && member.amnesic && member.is_heard() && member.at >= self.written.max(self.opened_with)
+    }
+
+    fn heal(&self, member: &mut Follower, effects: &mut Vec<Effect>) {
+        if self.may_heal(member) && !member.heal_asked {
+            member.heal_asked = true;
+            self.tell(member, false, effects);
+        }
+    }
+
+    /// Counts again how far enough members are.
     fn count(&mut self, effects: &mut Vec<Effect>) {
-        let enough = self.copies.len() / 2 + 1;
-        let highest = |marks: &mut Vec<Jseq>| {
+        let quorum = self.members.len() / 2;
+        let reached = |mut marks: Vec<Jseq>| {
             marks.sort_unstable_by(|left, right| right.cmp(left));
-            marks.get(enough - 1).copied().unwrap_or_default()
+            marks.get(quorum).copied().unwrap_or_default()
         };
-        let counted = || self.copies.values().filter(|copy| !copy.conflict);
-        let mut synced: Vec<Jseq> = counted().map(|copy| copy.synced).collect();
-        let mut written: Vec<Jseq> = counted().filter(|copy| !copy.amnesic).map(|copy| copy.at).collect();
-        let durable = highest(&mut synced).max(self.durable);
-        let written = highest(&mut written).max(durable).max(self.written);
+        let counting = || self.members.iter().filter(|member| member.is_heard());
+        let synced = reached(counting().map(|member| member.synced).collect());
+        let written = reached(counting().filter(|member| !member.amnesic).map(|member| member.at).collect());
+        self.raise(written, synced, effects);
+    }
+
+    fn raise(&mut self, written: Jseq, durable: Jseq, effects: &mut Vec<Effect>) {
+        let written = written.max(durable);
         if written > self.written {
             self.written = written;
-            effects.push(Effect::Written(self.point(written).expect("a copy agrees with what is held")));
+            effects.push(Effect::Written(self.point(written).expect("members take only what was made")));
         }
         if durable > self.durable {
             self.durable = durable;
@@ -359,49 +323,41 @@ impl Owner {
         }
     }
 
-    fn trim(&mut self, at: Jseq) {
-        while self.base.at < at.min(self.durable) {
-            let Some((chain, _)) = self.records.pop_front() else { return };
-            self.base = Point { at: self.base.at.next(), chain };
+    /// What is in the clouds is let go.
+    fn trim(&mut self, through: Jseq, effects: &mut Vec<Effect>) {
+        let through = through.min(self.last());
+        // In the clouds it is kept better than by any member.
+        self.raise(through, through, effects);
+        while self.base.at < through {
+            let Some(held) = self.records.pop_front() else { break };
+            self.base = Point { at: self.base.at.next(), chain: held.chain };
         }
+        // A member that is behind begins anew here.
+        self.members.iter_mut().for_each(|member| member.sent = member.sent.max(self.base.at));
     }
 
-    fn tick(&mut self, effects: &mut Vec<Effect>) {
-        let nodes: Vec<NodeId> = self.copies.keys().copied().collect();
-        for node in nodes {
-            let Some(copy) = self.copies.get_mut(&node) else { continue };
-            copy.heard += 1;
-            if copy.sent > copy.at {
-                copy.stalled += 1;
-                copy.known &= copy.stalled < PATIENCE_TICKS;
-            }
-            if !copy.known {
-                (copy.stalled, copy.sent) = (0, copy.at);
-                self.probe(node, effects);
-                continue;
-            }
-            self.ship(node, effects);
-            let Some(prev) = self.copies.get(&node).and_then(|copy| self.point(copy.sent)) else { continue };
-            let sync = self.copies.get(&node).is_some_and(|copy| copy.synced < self.wanted);
-            self.send(node, prev, Vec::new(), sync, effects);
-        }
+    fn marks(&self) -> Marks {
+        let durable = self.durable.max(self.known_durable);
+        Marks { written: self.written.max(durable), durable, trimmed: self.base.at }
     }
 
-    /// How the members stand.
-    #[must_use]
-    pub fn status(&self) -> Vec<MemberStanding> {
-        let standing = |(node, copy): (&NodeId, &Copy)| MemberStanding {
-            node: *node,
-            at: copy.at,
-            synced: copy.synced,
-            amnesic: copy.amnesic,
-            heard: copy.heard,
-        };
-        self.copies.iter().map(standing).collect()
+    fn last(&self) -> Jseq {
+        position(self.base.at, self.records.len())
+    }
+
+    fn place(&self, at: Jseq) -> usize {
+        usize::try_from(at.0.saturating_sub(self.base.at.0)).unwrap_or(usize::MAX)
+    }
+
+    fn point(&self, at: Jseq) -> Option<Point> {
+        if at == self.base.at {
+            return Some(self.base);
+        }
+        let held = self.records.get(self.place(at).checked_sub(1)?)?;
+        Some(Point { at, chain: held.chain })
     }
 }
 
-fn link(record: &Bytes) -> Hash {
-    let (lead, sealed) = record.split_first_chunk::<HEADER_BYTES>().expect("a record begins with its header");
-    chain(lead, sealed)
-}
+#[cfg(test)]
+#[path = "owner_tests.rs"]
+mod tests;

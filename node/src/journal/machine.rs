@@ -31,6 +31,9 @@ pub(super) const RING_RECORD_BYTES_MAX: u64 = 40 << 10;
 /// after a crash needs room to write the unsynced tail anew.
 const RESERVE_FILES: usize = 2;
 
+/// Those of them that copies of other nodes' records leave alone as well.
+const RESERVE_FOR_FOREIGN: usize = 1;
+
 /// A file is copied forward at leisure when at most this part of it is live.
 const NEARLY_DEAD_DIVISOR: u64 = 4;
 
@@ -242,6 +245,19 @@ impl Machine {
         self.admit_bytes(body_len, reserve)
     }
 
+    /// Judges the append of a record of another node's volume.
+    pub(super) fn admit_foreign(
+        &self,
+        stream: StreamId,
+        at: Position,
+        body_len: usize,
+    ) -> Result<Admission, JournalError> {
+        match self.admit(stream, at, body_len) {
+            Err(JournalError::Full) => self.admit_bytes(body_len, RESERVE_FOR_FOREIGN),
+            judged => judged,
+        }
+    }
+
     /// Judges an append by its length alone, leaving `reserve` ready files.
     pub(super) fn admit_bytes(&self, body_len: usize, reserve: usize) -> Result<Admission, JournalError> {
         let bytes = u32::try_from(body_len).ok().filter(|len| *len <= BODY_BYTES_MAX).map(record_bytes);
@@ -447,7 +463,16 @@ impl Machine {
     /// True when a volume can append `bytes` of bodies now. What raft has begun of the reserve is left to it, also the rest
     /// of the file it is in.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let Some(spare) = self.ready.len().checked_sub(RESERVE_FILES) else { return false };
+        self.has_room_beside(bytes, RESERVE_FILES)
+    }
+
+    /// True when copies of other nodes' records can be appended, `bytes` of bodies.
+    pub(super) fn has_room_for_foreign(&self, bytes: u64) -> bool {
+        self.has_room_beside(bytes, RESERVE_FOR_FOREIGN)
+    }
+
+    fn has_room_beside(&self, bytes: u64, reserve: usize) -> bool {
+        let Some(spare) = self.ready.len().checked_sub(reserve) else { return false };
         self.active_left().max(self.ready_room(spare)) >= with_slack(bytes)
     }
 

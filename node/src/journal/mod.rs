@@ -181,6 +181,22 @@ impl Journal {
         self.shared.append(stream, at, body)
     }
 
+    /// The same for a copy of another node's journal, which may take some of what volumes leave alone. What had room at the owner
+    /// must have room here, where trims come a little later and files are packed otherwise: with records that nobody takes nothing
+    /// comes to d0, hence nothing to the clouds, and nothing is trimmed anywhere any more.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_foreign(&self, stream: StreamId, at: Position, body: &[u8]) -> Result<(), JournalError> {
+        self.shared.append_foreign(stream, at, body)
+    }
+
+    /// True when bodies of `bytes` in all can be appended as copies now.
+    #[must_use]
+    pub fn has_room_for_foreign(&self, bytes: u64) -> bool {
+        self.shared.0.borrow().machine.has_room_for_foreign(bytes)
+    }
+
     /// The longest body that fits every file.
     #[must_use]
     pub fn body_bytes_max(&self) -> usize {

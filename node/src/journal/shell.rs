@@ -83,6 +83,28 @@ impl Inner {
     pub(super) fn append(&mut self, stream: StreamId, at: Position, body: &[u8]) -> Result<Admission, JournalError> {
         self.check()?;
         let admission = self.machine.admit(stream, at, body.len())?;
+        self.append_admitted(admission, stream, at, body)
+    }
+
+    /// The same for a copy of another node's record.
+    pub(super) fn append_foreign(
+        &mut self,
+        stream: StreamId,
+        at: Position,
+        body: &[u8],
+    ) -> Result<Admission, JournalError> {
+        self.check()?;
+        let admission = self.machine.admit_foreign(stream, at, body.len())?;
+        self.append_admitted(admission, stream, at, body)
+    }
+
+    fn append_admitted(
+        &mut self,
+        admission: Admission,
+        stream: StreamId,
+        at: Position,
+        body: &[u8],
+    ) -> Result<Admission, JournalError> {
         if admission == Admission::Roll {
             self.roll()?;
         }
@@ -228,6 +250,15 @@ impl Shared {
 
     pub(super) fn append(&self, stream: StreamId, at: Position, body: &[u8]) -> Result<(), JournalError> {
         let admission = self.0.borrow_mut().append(stream, at, body);
+        self.appended(admission)
+    }
+
+    pub(super) fn append_foreign(&self, stream: StreamId, at: Position, body: &[u8]) -> Result<(), JournalError> {
+        let admission = self.0.borrow_mut().append_foreign(stream, at, body);
+        self.appended(admission)
+    }
+
+    fn appended(&self, admission: Result<Admission, JournalError>) -> Result<(), JournalError> {
         match admission {
             Ok(Admission::Here) => Ok(()),
             Ok(Admission::Roll) => {

@@ -126,7 +126,7 @@ impl Copies {
         match frame {
             Frame::Append(append) => {
                 let bytes: usize = append.records.iter().map(bytes::Bytes::len).sum();
-                let room = self.0.journal.has_room(u64::try_from(bytes).unwrap_or(u64::MAX));
+                let room = self.0.journal.has_room_for_foreign(u64::try_from(bytes).unwrap_or(u64::MAX));
                 if room && (self.0.is_volume)(append.volume) {
                     self.copy(append.volume).call(Input::Append(from, append));
                 }

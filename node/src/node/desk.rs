@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use tokio::sync::Notify;
@@ -27,8 +27,8 @@ pub(super) struct Desk {
     told: Notify,
     /// The highest number that was offered here: two offers at once are of two numbers.
     highest: Cell<u64>,
-    /// Who hears what is not raft's.
-    ensembles: RefCell<Option<Rc<dyn Hearing>>>,
+    /// Who hears what is not raft's. Weak, for it speaks on the links, which hold this.
+    ensembles: RefCell<Option<Weak<dyn Hearing>>>,
 }
 
 /// Hears what nodes say to each other about volumes.
@@ -53,12 +53,12 @@ impl Desk {
     }
 
     /// Has somebody hear what is not raft's. Before that, it is lost, as if the link had come up later.
-    pub(super) fn hear_with(&self, hearing: Rc<dyn Hearing>) {
+    pub(super) fn hear_with(&self, hearing: Weak<dyn Hearing>) {
         *self.ensembles.borrow_mut() = Some(hearing);
     }
 
     fn hearing(&self) -> Option<Rc<dyn Hearing>> {
-        self.ensembles.borrow().as_ref().map(Rc::clone)
+        self.ensembles.borrow().as_ref().and_then(Weak::upgrade)
     }
 
     /// What newcomers have asked since the last time.

@@ -51,7 +51,7 @@ pub(super) struct Peers {
 }
 
 /// Starts raft with links to the nodes that the state at hand knows, or that the newcomer was told of. Returns when all that
-/// was agreed before is applied, which takes a leader.
+/// this node knows to be agreed is applied; for a newcomer that takes a leader who lets it in.
 pub(super) async fn begin(
     env: &Env,
     settings: &PeersConfig,

@@ -101,11 +101,21 @@ impl Hearing for Ownership {
 pub(super) fn watch(node: &Rc<Assembly>, mut changes: watch::Receiver<u64>) {
     let (weak, clock) = (Rc::downgrade(node), Rc::clone(&node.env.clock));
     actor::spawn(async move {
+        // What was found on the disk may know nothing of a volume whose journal is here, and such a journal would be dropped.
+        while !hears_all_agreed(&weak).await {
+            clock.sleep(INTERVAL).await;
+        }
         while look(&weak).await {
             // The metadata tells what is to be done at once, links and clocks only by and by.
             select(Box::pin(changes.changed()), clock.sleep(INTERVAL)).await;
         }
     });
+}
+
+/// Whether this node holds all that the cluster had agreed on when it was asked. True as well when there is nothing more to do.
+async fn hears_all_agreed(node: &Weak<Assembly>) -> bool {
+    let Some(consensus) = node.upgrade().map(|node| node.consensus.clone()) else { return true };
+    consensus.read().await.is_ok()
 }
 
 async fn look(node: &Weak<Assembly>) -> bool {

@@ -73,8 +73,9 @@ impl Owning {
     pub(super) fn start(env: &Env, copies: &Copies, journal: &Rc<Journal>, opening: Opening) -> Self {
         let volume = opening.volume;
         let marks = Rc::new(Marks::default());
-        marks.durable.set(opening.durable);
-        marks.written.set(opening.durable);
+        // What earlier ensembles kept, this one may not keep yet.
+        marks.durable.set(opening.base.at);
+        marks.written.set(opening.base.at);
         let records = u64::try_from(opening.records.len()).expect("a length in memory fits 64 bits");
         marks.made.set(Jseq(opening.base.at.0 + records));
         let asker = Confirming::new(volume, opening.epoch, opening.members.clone());

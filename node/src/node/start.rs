@@ -27,6 +27,7 @@ use super::{
     boot::{Boot, Unsynced},
     copies::{self, Copies, FoundCopies, Known},
     create, crowding,
+    desk::Hearing,
     exports::{NodeExports, OpenVolumes},
     gauges, group, joining,
     layout::Layout,
@@ -320,7 +321,8 @@ async fn begin_ownership(
         is_volume: Box::new(move |id| volumes.borrow().volumes.get(&id).is_some_and(|volume| !volume.deleted)),
     };
     let ownership = Rc::new(Ownership::new(Copies::start(around, found).await?, peers.links.clone()));
-    peers.desk.hear_with(ownership.clone());
+    let hearing: Rc<dyn Hearing> = ownership.clone();
+    peers.desk.hear_with(Rc::downgrade(&hearing));
     Ok(ownership)
 }
 

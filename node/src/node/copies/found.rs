@@ -80,14 +80,14 @@ pub(super) fn path(promises: &Path, volume: VolumeId) -> PathBuf {
     promises.join(volume.to_string())
 }
 
-/// Stores that a copy is not whole: a later start in this boot would find nothing wrong with what is left of it.
+/// Stores that a copy is not whole: a later start, in this boot or after a clean stop, would find nothing wrong with what is left.
 pub(super) async fn note(
     env: &Env,
     promises: &Path,
     (cluster, node, volume): (ClusterId, NodeId, VolumeId),
     found: &Found,
 ) -> Result<(), StartError> {
-    let Some((epoch, whole_in)) = found.promise.filter(|_| !found.verifies) else { return Ok(()) };
+    let Some((epoch, whole_in)) = found.promise.filter(|(_, boot)| *boot == BootId::ZERO) else { return Ok(()) };
     let path = path(promises, volume);
     let promise = Promise { cluster, node, volume, epoch, whole_in };
     files::replace(&*env.disk, &path, &promise.encode()).await.map_err(|error| StartError::disk(&path, error))
@@ -131,8 +131,10 @@ fn find(known: &Known<'_>, life: Life, volume: VolumeId, promise: Option<(Epoch,
     let verifies = joins && !has_losses && !is_cut;
     // Kept alone: its boot is what the boot file says, and no other promise than its epoch was ever asked for.
     let promise = promise.or_else(|| known.alone.get(&volume).map(|epoch| (*epoch, life.boot)));
-    let promise = promise.map(|(epoch, boot)| (epoch, if verifies { boot } else { BootId::ZERO }));
-    Found { volume, life, promise, stopped_cleanly: known.unsynced == Unsynced::Synced, verifies, base, held }
+    let stopped_cleanly = known.unsynced == Unsynced::Synced;
+    let mut found = Found { volume, life, promise, stopped_cleanly, verifies, base, held };
+    found.note_amnesia();
+    found
 }
 
 /// The records that follow each other up to the newest one, what the first of them follows, and whether nothing is missing

@@ -69,7 +69,7 @@ impl Shell<Stepped> for CopyShell {
         match effect {
             Effect::Keep { epoch, at, record } => {
                 self.unwritten = true;
-                if let Err(error) = self.journal.append(self.stream(), position(epoch, at), &record) {
+                if let Err(error) = self.journal.append_foreign(self.stream(), position(epoch, at), &record) {
                     self.failed = true;
                     tracing::error!(volume = %self.volume, %error, "the journal does not take another node's records");
                 }
