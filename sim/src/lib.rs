@@ -16,6 +16,7 @@
 
 pub mod checker;
 pub mod conformance;
+pub mod ensemble;
 pub mod env;
 pub mod group;
 pub mod guest;

@@ -12,12 +12,11 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use velum_sim::{
-    group,
+    ensemble, group,
     minimise::minimise,
     plan::Options,
     planted::{self, Planted},
     report::{Goal, Summary, reproduce},
-    rng::Rng,
     runtime::Run,
     trace::Printer,
     world::Recipe,
@@ -44,6 +43,8 @@ enum Command {
         /// Plant a bug.
         #[arg(long)]
         planted: Option<Planted>,
+        #[command(flatten)]
+        nodes: Nodes,
     },
     /// Run fresh seeds for some time.
     Soak(Soak),
@@ -52,6 +53,8 @@ enum Command {
         /// The seed.
         #[arg(long)]
         seed: u64,
+        #[command(flatten)]
+        nodes: Nodes,
     },
     /// Make the failing world of a seed smaller: fewer troubles, less time.
     Minimise {
@@ -61,6 +64,8 @@ enum Command {
         /// Wall time to spend at most.
         #[arg(long, default_value_t = 5)]
         minutes: u64,
+        #[command(flatten)]
+        nodes: Nodes,
     },
     /// Run groups of raft members, one seed after another.
     Groups {
@@ -77,6 +82,8 @@ enum Command {
         #[arg(long)]
         planted: Option<Planted>,
     },
+    /// Run ensembles of the journal's machines, many worlds a second.
+    Ensembles(Ensembles),
     /// Find every planted bug.
     Planted {
         /// Wall time to spend on one bug at most.
@@ -94,6 +101,63 @@ enum Command {
     },
 }
 
+/// How many nodes a world has.
+#[derive(Args, Clone, Copy)]
+struct Nodes {
+    /// Nodes of each cluster; drawn from the seed when not given.
+    #[arg(long, value_parser = node_count)]
+    nodes: Option<usize>,
+}
+
+fn node_count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|nodes| [1, 3, 5].contains(nodes)).ok_or_else(|| "worlds have 1, 3 or 5 nodes".to_owned())
+}
+
+impl Nodes {
+    fn recipe(self, seed: u64) -> Recipe {
+        Recipe { options: Some(Options::of(seed, self.nodes)), ..Recipe::of(seed) }
+    }
+}
+
+#[derive(Args)]
+struct Ensembles {
+    #[command(subcommand)]
+    what: EnsemblesWhat,
+}
+
+#[derive(Subcommand)]
+enum EnsemblesWhat {
+    /// Run the world of one seed.
+    Run {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+        /// Print every event.
+        #[arg(long)]
+        trace: bool,
+        /// Plant a bug.
+        #[arg(long)]
+        bug: Option<ensemble::Bug>,
+    },
+    /// Run fresh seeds for some time.
+    Soak {
+        /// Wall time to spend.
+        #[arg(long, default_value_t = 1)]
+        minutes: u64,
+        /// The first seed; drawn when not given.
+        #[arg(long)]
+        seed_from: Option<u64>,
+    },
+    /// Run the world of one seed twice and compare the traces.
+    Twice {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Find every bug planted in ensembles.
+    Planted,
+}
+
 #[derive(Args)]
 struct Soak {
     /// Wall time to spend.
@@ -108,6 +172,8 @@ struct Soak {
     /// Stop at the first seed that fails.
     #[arg(long)]
     fail_fast: bool,
+    #[command(flatten)]
+    nodes: Nodes,
     /// Worlds that should be reached. With a goal, less than a fifth of it fails, and so does a kind of fault that no
     /// world had.
     #[arg(long)]
@@ -119,11 +185,12 @@ struct Soak {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run { seed, trace, planted } => run(seed, trace, planted),
+        Command::Run { seed, trace, planted, nodes } => run(seed, trace, planted, nodes),
         Command::Soak(soak) => soak.run(),
-        Command::Twice { seed } => twice(seed),
-        Command::Minimise { seed, minutes } => make_smaller(seed, minutes),
+        Command::Twice { seed, nodes } => twice(seed, nodes),
+        Command::Minimise { seed, minutes, nodes } => make_smaller(seed, minutes, nodes),
         Command::Groups { seed_from, seeds, trace, planted } => groups(seed_from, seeds, trace, planted),
+        Command::Ensembles(Ensembles { what }) => what.run(),
         Command::Planted { minutes, minutes_total, jobs, bug } => find_planted(minutes, minutes_total, jobs, bug),
     }
 }
@@ -141,19 +208,20 @@ fn printer(trace: bool) -> Option<Printer> {
     trace.then(|| -> Printer { Box::new(say) })
 }
 
-fn world(seed: u64, trace: bool) -> Run<()> {
-    Recipe::of(seed).run(move || printer(trace))
+fn world(seed: u64, nodes: Nodes) -> Run<()> {
+    nodes.recipe(seed).run(|| None)
 }
 
 fn exit(fine: bool) -> ExitCode {
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(seed: u64, trace: bool, planted: Option<Planted>) -> ExitCode {
+fn run(seed: u64, trace: bool, planted: Option<Planted>, nodes: Nodes) -> ExitCode {
     say(&format!("seed {seed}"));
-    let recipe = planted.map_or_else(|| Recipe::of(seed), |bug| planted::recipe(seed, bug));
-    let options = recipe.options.clone().unwrap_or_else(|| Options::draw(&Rng::new(seed, "options")));
-    say(&format!("{options:#?}"));
+    let recipe = planted.map_or_else(|| nodes.recipe(seed), |bug| planted::recipe(seed, bug));
+    if let Some(options) = &recipe.options {
+        say(&format!("{options:#?}"));
+    }
     let began = now();
     let run = recipe.run(move || printer(trace));
     let mut summary = Summary { wall: began.elapsed_now(), ..Summary::default() };
@@ -191,10 +259,10 @@ impl Soak {
                 scope.spawn(|| {
                     while began.elapsed_now() < limit && !stop.load(Ordering::Relaxed) {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
-                        let run = world(seed, false);
+                        let run = world(seed, self.nodes);
                         if !run.failures.is_empty() {
                             say(&format!("seed {seed} failed: {}", run.failures.join("; ")));
-                            say(&format!("  {}", reproduce(seed)));
+                            say(&format!("  {}", reproduce(seed, self.nodes.nodes)));
                             stop.fetch_or(self.fail_fast, Ordering::Relaxed);
                         }
                         total.lock().expect("no job panics while it adds").add(seed, run);
@@ -206,7 +274,7 @@ impl Soak {
         total.wall = began.elapsed_now();
         say(&total.to_string());
         for (seed, _) in &total.failed {
-            say(&format!("  {}", reproduce(*seed)));
+            say(&format!("  {}", reproduce(*seed, self.nodes.nodes)));
         }
         exit(total.failed.is_empty() & self.has_come_far(&total))
     }
@@ -225,7 +293,7 @@ impl Soak {
         for goal in &goals {
             say(&goal.to_string());
         }
-        let missing = total.faults_missing();
+        let missing = total.faults_missing(self.nodes.nodes != Some(1));
         let covered = goals.is_empty() || missing.is_empty();
         if !covered {
             say(&format!("NOT COVERED: no world had {}", missing.join(", ")));
@@ -241,18 +309,18 @@ fn fresh_seed() -> u64 {
     u64::from(since.subsec_nanos()) ^ (since.as_secs() % 1_000_000_000)
 }
 
-fn twice(seed: u64) -> ExitCode {
+fn twice(seed: u64, nodes: Nodes) -> ExitCode {
     say(&format!("seed {seed}"));
-    let (first, second) = (world(seed, false), world(seed, false));
+    let (first, second) = (world(seed, nodes), world(seed, nodes));
     say(&format!("first  {:016x} after {} events", first.hash, first.events));
     say(&format!("second {:016x} after {} events", second.hash, second.events));
     exit(first.hash == second.hash && first.events == second.events)
 }
 
-fn make_smaller(seed: u64, minutes: u64) -> ExitCode {
+fn make_smaller(seed: u64, minutes: u64, nodes: Nodes) -> ExitCode {
     say(&format!("seed {seed}"));
     let began = now();
-    let smallest = minimise(&Recipe::of(seed), &|| began.elapsed_now(), Duration::from_secs(minutes * 60));
+    let smallest = minimise(&nodes.recipe(seed), &|| began.elapsed_now(), Duration::from_secs(minutes * 60));
     let Some(smallest) = smallest else {
         say("it does not fail");
         return ExitCode::SUCCESS;
@@ -278,6 +346,44 @@ fn groups(seed_from: u64, seeds: u64, trace: bool, planted: Option<Planted>) -> 
     exit(total.failed.is_empty())
 }
 
+impl EnsemblesWhat {
+    fn run(&self) -> ExitCode {
+        match *self {
+            Self::Run { seed, trace, bug } => {
+                let mut total = Summary::default();
+                let run = ensemble::Recipe { bug, ..ensemble::Recipe::of(seed) }.run(printer(trace));
+                say(&format!("trace {:016x}", run.hash));
+                run.failures.iter().for_each(|failure| say(failure));
+                total.add(seed, run);
+                say(&total.to_string());
+                exit(total.failed.is_empty())
+            }
+            Self::Twice { seed } => {
+                let [first, second] = [(); 2].map(|()| ensemble::Recipe::of(seed).run(None));
+                say(&format!("first  {:016x} after {} events", first.hash, first.events));
+                say(&format!("second {:016x} after {} events", second.hash, second.events));
+                exit((first.hash, first.events) == (second.hash, second.events))
+            }
+            Self::Planted => exit(find_in_ensembles()),
+            Self::Soak { minutes, seed_from } => {
+                let (began, first) = (now(), seed_from.unwrap_or_else(fresh_seed));
+                say(&format!("seeds from {first}"));
+                let mut total = Summary::default();
+                let mut seed = first;
+                while began.elapsed_now() < Duration::from_secs(minutes * 60) {
+                    let run = ensemble::Recipe::of(seed).run(None);
+                    run.failures.iter().for_each(|failure| say(&format!("seed {seed}: {failure}")));
+                    total.add(seed, run);
+                    seed += 1;
+                }
+                total.wall = began.elapsed_now();
+                say(&total.to_string());
+                exit(total.failed.is_empty())
+            }
+        }
+    }
+}
+
 /// Looks for the planted bugs, several at once, and prints a line of the table for each as soon as it is found.
 fn find_planted(minutes: u64, minutes_total: u64, jobs: usize, only: Option<Planted>) -> ExitCode {
     let bugs: Vec<Planted> = planted::ALL.into_iter().filter(|bug| only.is_none_or(|only| only == *bug)).collect();
@@ -296,7 +402,32 @@ fn find_planted(minutes: u64, minutes_total: u64, jobs: usize, only: Option<Plan
     });
     let found = found.into_inner();
     say(&format!("planted bugs found          {found} of {}", bugs.len()));
-    exit(found == bugs.len())
+    exit((only.is_some() || find_in_ensembles()) & (found == bugs.len()))
+}
+
+/// As [`find_planted`], of the bugs that are planted in ensembles.
+fn find_in_ensembles() -> bool {
+    say("bug of ensembles        seed  simulated s  wall s  found by");
+    let mut found = 0;
+    for bug in ensemble::ALL {
+        let (began, mut simulated_ms) = (now(), 0);
+        let hit = (1..=ensemble::SEEDS_MAX).find_map(|seed| {
+            let run = ensemble::Recipe { bug: Some(bug), ..ensemble::Recipe::of(seed) }.run(None);
+            simulated_ms += run.simulated_ms;
+            let is_new = || ensemble::Recipe::of(seed).run(None).failures.is_empty();
+            run.failures.first().filter(|_| is_new()).map(|failure| (seed, failure.clone()))
+        });
+        found += usize::from(hit.is_some());
+        let name = clap::ValueEnum::to_possible_value(&bug).map_or(String::new(), |value| value.get_name().to_owned());
+        let (seed, words) = hit.unwrap_or((ensemble::SEEDS_MAX, "NOT FOUND".to_owned()));
+        let (seconds, wall) = (simulated_ms / 1000, began.elapsed_now().as_secs());
+        say(&format!(
+            "{name:<22} {seed:>5}  {seconds:>11}  {wall:>6}  {}",
+            words.chars().take(140).collect::<String>()
+        ));
+    }
+    say(&format!("bugs of ensembles found     {found} of {}", ensemble::ALL.len()));
+    found == ensemble::ALL.len()
 }
 
 /// Runs short worlds with `bug` until a checker speaks in one that is fine without it, or until `limit`.

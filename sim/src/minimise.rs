@@ -19,7 +19,7 @@ pub struct Minimised {
 /// Minimises the world of `recipe` until nothing more can be left out or `spent` says that it took long enough. `None` when it
 /// does not fail in the first place.
 pub fn minimise(recipe: &Recipe, spent: &dyn Fn() -> Duration, limit: Duration) -> Option<Minimised> {
-    let options = recipe.options.clone().unwrap_or_else(|| Options::draw(&Rng::new(recipe.seed, "options")));
+    let options = recipe.options.clone().unwrap_or_else(|| Options::of(recipe.seed, None));
     let events = recipe.events.clone().unwrap_or_else(|| plan::draw(&options, &Rng::new(recipe.seed, "plan")));
     let recipe = Recipe { options: Some(options), events: Some(events), ..recipe.clone() };
     let failure = first_failure(&recipe)?;

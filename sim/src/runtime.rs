@@ -9,8 +9,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     future::Future,
+    pin::Pin,
     rc::{Rc, Weak},
     sync::{Once, mpsc},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -100,6 +102,8 @@ pub(crate) async fn sleep(duration: Duration) {
 pub struct Life {
     ended: Cell<bool>,
     end: Notify,
+    paused: Cell<bool>,
+    waiting: RefCell<Option<Waker>>,
 }
 
 impl Life {
@@ -123,6 +127,44 @@ impl Life {
             end.await;
         }
     }
+
+    /// Lets the process take no step until [`resume`](Self::resume), as SIGSTOP does: timers run out, connections are taken and
+    /// bytes arrive, and nobody looks.
+    pub fn pause(&self) {
+        self.paused.set(true);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.paused.set(false);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+
+    /// True while it takes no step.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+}
+
+/// A process that can be paused.
+struct Pausable {
+    set: LocalSet,
+    life: Rc<Life>,
+}
+
+impl Future for Pausable {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.life.is_paused() {
+            *self.life.waiting.borrow_mut() = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.set).poll(context)
+    }
 }
 
 /// A simulated process: its futures, actors and timers.
@@ -136,7 +178,7 @@ impl Process {
     pub fn start(sim: &Sim, life: Rc<Life>, main: impl Future<Output = ()> + 'static) -> Self {
         let set = LocalSet::new();
         set.spawn_local(main);
-        let task = sim.spawn(set);
+        let task = sim.spawn(Pausable { set, life: Rc::clone(&life) });
         Self { life, task }
     }
 
@@ -319,6 +361,38 @@ mod tests {
             },
         );
         assert!(run.failures.iter().any(|failure| failure.contains("broken")), "{:?}", run.failures);
+    }
+
+    #[test]
+    fn a_paused_process_takes_no_step_until_it_goes_on() {
+        let run = simulate(
+            1,
+            || None,
+            |sim| {
+                Box::pin(async move {
+                    let (steps, life) = (Rc::new(Cell::new(0)), Rc::<Life>::default());
+                    let (counted, clock) = (Rc::clone(&steps), Rc::clone(&sim));
+                    let process = Process::start(&sim, Rc::clone(&life), async move {
+                        loop {
+                            clock.sleep_ms(1).await;
+                            counted.set(counted.get() + 1);
+                        }
+                    });
+                    sim.sleep_ms(10).await;
+                    life.pause();
+                    let before = steps.get();
+                    sim.sleep_ms(1_000).await;
+                    let paused = steps.get();
+                    life.resume();
+                    sim.sleep_ms(10).await;
+                    let after = steps.get();
+                    drop(process);
+                    (before, paused, after)
+                })
+            },
+        );
+        let Some((before, paused, after)) = run.result else { panic!("{:?}", run.failures) };
+        assert!(before >= 9 && paused == before && after >= paused + 9, "{before} {paused} {after}");
     }
 
     #[test]

@@ -53,16 +53,19 @@ pub fn small_world() -> Options {
         clock_rate_ppm: 0,
         network_ms_max: 1,
         burns: false,
+        nodes: 1,
+        owners_must_return: true,
     }
 }
 
 fn scenario(name: &'static str, seed: u64, options: Options, troubles: &[(u64, Trouble)]) -> Scenario {
-    let event = |(at_ms, trouble): &(u64, Trouble)| Event { at_ms: *at_ms, trouble: trouble.clone(), for_ms: 1_500 };
+    let event =
+        |(at_ms, trouble): &(u64, Trouble)| Event { at_ms: *at_ms, node: 0, trouble: trouble.clone(), for_ms: 1_500 };
     let events = troubles.iter().map(event).collect();
     Scenario { name, recipe: Recipe { seed, options: Some(options), events: Some(events), planted: None } }
 }
 
-/// All of them.
+/// All of those of one node.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let power = |io| Trouble::PowerLossAtIo(io, Loss::Torn);
@@ -166,6 +169,93 @@ fn clouds() -> Vec<Scenario> {
                 (2_000, Trouble::CloudEmptied(0)),
                 (2_500, Trouble::LostMachine { without: None }),
                 (9_000, Trouble::CloudEmptied(0)),
+            ],
+        ),
+    ]
+}
+
+/// A world of three nodes with these troubles: when, at which node, which.
+fn three(name: &'static str, seed: u64, troubles: &[(u64, usize, Trouble)]) -> Scenario {
+    let event = |(at_ms, node, trouble): &(u64, usize, Trouble)| Event {
+        at_ms: *at_ms,
+        node: *node,
+        trouble: trouble.clone(),
+        for_ms: 1_500,
+    };
+    let events = Some(troubles.iter().map(event).collect());
+    let options = Options {
+        nodes: 3,
+        owners_must_return: false,
+        guests_ms: 12_000,
+        volume_blocks: vec![64, 64],
+        ..small_world()
+    };
+    Scenario { name, recipe: Recipe { seed, options: Some(options), events, planted: None } }
+}
+
+/// Little is agreed on and nothing synced but by the way: what is lost is much, and known late.
+fn quiet(scenario: Scenario) -> Scenario {
+    let mut recipe = scenario.recipe;
+    if let Some(options) = &mut recipe.options {
+        (options.flush_bytes, options.flush_interval_ms, options.memory_bytes) = (8 << 20, 20_000, 64 << 20);
+        (options.load.fua_ppm, options.load.weights[3]) = (0, 0);
+    }
+    Scenario { recipe, ..scenario }
+}
+
+/// Those of several nodes.
+#[must_use]
+pub fn several() -> Vec<Scenario> {
+    vec![
+        three("three nodes in fair weather", 20, &[]),
+        // What a node has heard to be agreed on is on its disk later than what is agreed on. One that went by that opened the
+        // volume of another one, or dropped what its journal held of its own.
+        quiet(three(
+            "all machines lose power after the volumes were made, then all nodes are killed",
+            21,
+            &[
+                (300, 0, Trouble::AllLosePower(Loss::LoseAll)),
+                (4_000, 0, Trouble::AllKilled),
+                (7_000, 0, Trouble::AllLosePower(Loss::Torn)),
+            ],
+        )),
+        three(
+            "leader and owner die, a node is paused, and one is replaced",
+            22,
+            &[
+                (500, 0, Trouble::LeaderAndOwnerDie),
+                (3_000, 1, Trouble::Paused),
+                (5_000, 2, Trouble::NodeReplaced),
+                (6_000, 0, Trouble::NodeReplaced),
+                (7_000, 1, Trouble::NodeReplaced),
+                (9_000, 0, Trouble::LeadHandedOver),
+            ],
+        ),
+        // A clean stop once said that nothing was lost, in a life that had not come to say what the one before had lost.
+        quiet(three(
+            "nodes that lost power are stopped before they can agree on what they lost",
+            24,
+            &[
+                (3_000, 0, Trouble::AllLosePower(Loss::LoseAll)),
+                (4_300, 0, Trouble::Isolated),
+                (4_310, 1, Trouble::Isolated),
+                (4_320, 2, Trouble::Isolated),
+                (5_000, 0, Trouble::CleanRestart),
+                (5_010, 1, Trouble::CleanRestart),
+                (5_020, 2, Trouble::CleanRestart),
+            ],
+        )),
+        three(
+            "nodes are cut off from each other in every way",
+            23,
+            &[
+                (500, 0, Trouble::Isolated),
+                (1_000, 1, Trouble::BlockedOneWay),
+                (2_500, 2, Trouble::Flapping),
+                (4_500, 1, Trouble::Isolated),
+                (5_000, 2, Trouble::Isolated),
+                (7_000, 0, Trouble::SlowLink(400)),
+                (8_000, 1, Trouble::ResetLinks),
             ],
         ),
     ]

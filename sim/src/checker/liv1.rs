@@ -5,6 +5,12 @@ use super::Verdict;
 /// How long anything may take once all is well, in simulated milliseconds.
 pub const REST_MS_MAX: u64 = 180_000;
 
+/// How long several nodes may take until all of them serve and vote, whatever had become of them.
+pub const TOGETHER_MS_MAX: u64 = 120_000;
+
+/// How long a volume may not be served when its owner is gone and another node can take over.
+pub const TAKEOVER_MS_MAX: u64 = 30_000;
+
 /// How long a record may take to a far cloud: each goes there after the one before it, with two requests.
 const RECORD_MS_MAX: u64 = 1_000;
 

@@ -10,6 +10,7 @@ pub(crate) mod example;
 pub mod gc4;
 pub(crate) mod linear;
 pub mod liv1;
+pub mod own1;
 pub mod own7;
 pub mod own8;
 pub(crate) mod prefix;

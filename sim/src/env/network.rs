@@ -170,6 +170,15 @@ impl Wires {
         found.map(|queue| (host, queue)).ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
     }
 
+    /// Cuts every guest's connection; those between nodes stay.
+    pub fn cut_guests(&self) {
+        for wire in self.live_wires() {
+            if wire.names.is_none() {
+                wire.cut();
+            }
+        }
+    }
+
     /// Cuts one live connection, chosen by chance; `false` when there is none.
     pub fn cut_one(&self) -> bool {
         let live = self.live_wires();

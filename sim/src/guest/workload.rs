@@ -89,12 +89,19 @@ impl Gate {
     }
 }
 
+/// Hears which machine serves a guest.
+pub type Served = Rc<dyn Fn(&str)>;
+
 /// One guest and the volume it uses.
 pub struct Guest {
     sim: Rc<Sim>,
     wires: Rc<Wires>,
-    /// Where its volume is served; changes when another machine takes over.
-    pub door: RefCell<(Rc<str>, Address)>,
+    /// Where nodes are; any of them may serve its volume, and they are tried in turn.
+    pub doors: RefCell<Vec<(Rc<str>, Address)>>,
+    /// The door that is tried first: the one that served last.
+    nearest: StdCell<usize>,
+    /// Is told which machine has let it at its volume.
+    pub served: RefCell<Option<Served>>,
     /// The export's name.
     pub export: String,
     /// What it asked and was told.
@@ -118,22 +125,24 @@ pub struct Unreadable {
 const SWEEP_BYTES: u64 = 256 * 1024;
 
 impl Guest {
-    /// A guest of `history`'s volume that finds it at `door`.
+    /// A guest of `history`'s volume that looks for it behind `doors`.
     #[must_use]
     pub fn new(
         sim: Rc<Sim>,
         wires: Rc<Wires>,
-        door: (Rc<str>, Address),
+        doors: Vec<(Rc<str>, Address)>,
         history: VolumeHistory,
         load: Load,
         rng: Rng,
     ) -> Rc<Self> {
         let export = history.name.clone();
-        let (door, history) = (RefCell::new(door), RefCell::new(history));
+        let (doors, history) = (RefCell::new(doors), RefCell::new(history));
         Rc::new(Self {
             sim,
             wires,
-            door,
+            doors,
+            nearest: StdCell::new(0),
+            served: RefCell::default(),
             export,
             history,
             gate: Gate::default(),
@@ -165,9 +174,24 @@ impl Guest {
         self.in_flight.get()
     }
 
+    /// Tries one door after the other until one serves the volume.
     async fn connect(&self) -> Option<Connection> {
-        let (node, address) = self.door.borrow().clone();
-        let end = self.wires.connect(&node, &address).ok()?;
+        let (doors, first) = (self.doors.borrow().clone(), self.nearest.get());
+        for turn in 0..doors.len() {
+            let at = (first + turn) % doors.len();
+            if let Some(connection) = self.connect_to(&doors[at]).await {
+                self.nearest.set(at);
+                if let Some(served) = &*self.served.borrow() {
+                    served(&doors[at].0);
+                }
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    async fn connect_to(&self, (node, address): &(Rc<str>, Address)) -> Option<Connection> {
+        let end = self.wires.connect(node, address).ok()?;
         let structured = self.rng.chance(800_000);
         let wishes = Wishes { export: self.export.clone(), structured, allocation: structured };
         // A node that has just been killed takes the connection and never answers; so does one that is still starting.
@@ -310,6 +334,24 @@ impl Guest {
             Some(Err(why)) => Err(unreadable(why)),
             None => Err(unreadable(format!("not read within {limit_ms} simulated ms"))),
         }
+    }
+
+    /// True when a door serves the volume within `limit_ms`: its first block is read. A session that ends meanwhile is begun anew.
+    pub async fn is_served(&self, limit_ms: u64) -> bool {
+        let first = Ask::Read { offset: 0, length: (BLOCK_SECTORS * SECTOR as u64) as u32 };
+        let served = async {
+            loop {
+                if let Some(connection) = self.connect().await {
+                    let answer = connection.ask(&first).await;
+                    connection.hang_up();
+                    if matches!(answer, Ok(Answer::Data(_))) {
+                        return;
+                    }
+                }
+                self.sim.sleep_ms(50).await;
+            }
+        };
+        within(&self.sim, limit_ms, served).await.is_some()
     }
 
     async fn sweep_once(&self, witnessed: bool) -> Result<Vec<Cell>, String> {

@@ -3,6 +3,7 @@
 //! Each seed enables a random subset of the faults (swarm testing), so that some worlds are calm enough to get far and others
 //! have nothing but one kind of trouble. Everything in a plan is recoverable: at most one cloud at a time is bad for long,
 //! no disk is lost before what was flushed lies in the clouds, and every fault ends. What the promises say must then hold.
+//! Among several nodes a disk is lost for good too, with its node; another one comes in its place under a new number.
 
 mod options;
 
@@ -68,6 +69,28 @@ pub enum Trouble {
         /// The cloud that cannot be reached during the recovery.
         without: Option<usize>,
     },
+    /// A node can reach no other one, and none can reach it.
+    Isolated,
+    /// What a node sends to the next one does not arrive; the other way is open.
+    BlockedOneWay,
+    /// The way from a node to the next one is blocked and open in turns.
+    Flapping,
+    /// What a node sends to the next one takes this many milliseconds longer.
+    SlowLink(u64),
+    /// The connections between a node and the next one are cut.
+    ResetLinks,
+    /// A node takes no step, as after SIGSTOP.
+    Paused,
+    /// All nodes are killed at once.
+    AllKilled,
+    /// All machines lose power at once.
+    AllLosePower(Loss),
+    /// Raft's leader and the owner of a volume die at once.
+    LeaderAndOwnerDie,
+    /// An operator hands the lead over to a node.
+    LeadHandedOver,
+    /// A node is lost with its disk and removed; another one joins under a new number.
+    NodeReplaced,
 }
 
 /// A trouble and when it comes.
@@ -75,6 +98,8 @@ pub enum Trouble {
 pub struct Event {
     /// Milliseconds since guests began.
     pub at_ms: u64,
+    /// Which node it comes to, counted from the first one that there is.
+    pub node: usize,
     /// What happens.
     pub trouble: Trouble,
     /// How long it lasts, for what lasts; how long the process stays down, for what ends it.
@@ -106,12 +131,14 @@ pub fn draw(options: &Options, rng: &Rng) -> Vec<Event> {
                 continue;
             }
         }
-        events.push(Event { at_ms, trouble: trouble(kind, options, rng), for_ms: lasts(kind, rng) });
+        let node = if options.nodes > 1 { rng.below(options.nodes as u64) as usize } else { 0 };
+        let trouble = if options.nodes > 1 { among_nodes(kind, options, rng) } else { trouble(kind, options, rng) };
+        events.push(Event { at_ms, node, trouble, for_ms: lasts(kind, rng) });
         // A machine whose disk fails often goes down soon after, before what the failure left is overwritten or trimmed.
         if kind == Kind::DiskError && rng.chance(500_000) {
             at_ms += rng.between(1, 600);
             let down = if rng.chance(500_000) { Trouble::Kill } else { Trouble::PowerLoss(loss(rng)) };
-            events.push(Event { at_ms, trouble: down, for_ms: lasts(Kind::Process, rng) });
+            events.push(Event { at_ms, node, trouble: down, for_ms: lasts(Kind::Process, rng) });
         }
     }
     events
@@ -144,6 +171,14 @@ pub enum Kind {
     Loss,
     /// Clouds that are emptied, exchanged or read-only.
     Place,
+    /// Ways between nodes that are blocked, slow or cut.
+    Partition,
+    /// Nodes that take no step for a while.
+    Pause,
+    /// Several nodes that go down at once.
+    Together,
+    /// Leads handed over.
+    Lead,
 }
 
 /// All kinds, with how often each comes when all are enabled.
@@ -161,6 +196,10 @@ pub const KINDS: [(u32, Kind); 12] = [
     (3, Kind::Loss),
     (6, Kind::Place),
 ];
+
+/// Those that only several nodes know.
+pub const NODE_KINDS: [(u32, Kind); 4] =
+    [(20, Kind::Partition), (8, Kind::Pause), (6, Kind::Together), (3, Kind::Lead)];
 
 fn loss(rng: &Rng) -> Loss {
     *rng.weighted(&[(1, Loss::KeepAll), (3, Loss::LoseAll), (3, Loss::Pages), (3, Loss::Torn)])
@@ -215,6 +254,31 @@ fn trouble(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
             ];
             rng.weighted(&all).clone()
         }
+        Kind::Partition | Kind::Pause | Kind::Together | Kind::Lead => among_nodes(kind, options, rng),
+    }
+}
+
+/// What goes wrong among several nodes.
+fn among_nodes(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
+    match kind {
+        Kind::Loss => Trouble::NodeReplaced,
+        Kind::Partition => {
+            let all = [
+                (8, Trouble::Isolated),
+                (8, Trouble::BlockedOneWay),
+                (4, Trouble::Flapping),
+                (4, Trouble::SlowLink(rng.between(20, 400))),
+                (4, Trouble::ResetLinks),
+            ];
+            rng.weighted(&all).clone()
+        }
+        Kind::Pause => Trouble::Paused,
+        Kind::Together => {
+            let all = [(2, Trouble::AllKilled), (2, Trouble::AllLosePower(loss(rng))), (3, Trouble::LeaderAndOwnerDie)];
+            rng.weighted(&all).clone()
+        }
+        Kind::Lead => Trouble::LeadHandedOver,
+        other => trouble(other, options, rng),
     }
 }
 
@@ -222,6 +286,11 @@ fn lasts(kind: Kind, rng: &Rng) -> u64 {
     match kind {
         Kind::Process | Kind::Power | Kind::Rot | Kind::Loss | Kind::DiskError => rng.between(1, 2_000),
         Kind::CloudOutage | Kind::Place => rng.between(500, 20_000),
+        // Short ones and long ones.
+        Kind::Pause | Kind::Partition => {
+            let longest = *rng.pick(&[500, 3_000, 30_000]);
+            rng.between(100, longest)
+        }
         _ => rng.between(200, 8_000),
     }
 }

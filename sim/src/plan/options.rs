@@ -1,6 +1,6 @@
 //! The kind of world a seed makes.
 
-use super::{KINDS, Kind};
+use super::{KINDS, Kind, NODE_KINDS};
 use crate::{guest::workload::Load, rng::Rng};
 
 /// Everything about a world that is fixed before it begins; printed with the seed when it fails.
@@ -48,8 +48,13 @@ pub struct Options {
     pub clock_rate_ppm: i64,
     /// Longest way of a chunk over the network.
     pub network_ms_max: u64,
-    /// At the end the machine is lost and the volumes are recovered.
+    /// At the end the machine is lost and the volumes are recovered; of several machines, all.
     pub burns: bool,
+    /// Nodes of the cluster; one is alone, without a way to others.
+    pub nodes: usize,
+    /// Nobody serves a volume whose owner is away: it waits for that node, which must return with its disk. Otherwise another
+    /// node takes over.
+    pub owners_must_return: bool,
 }
 
 impl Options {
@@ -83,9 +88,29 @@ impl Options {
             clock_rate_ppm: rng.below(100_001) as i64 - 50_000,
             network_ms_max: *rng.pick(&[0, 1, 10]),
             burns: rng.chance(300_000),
+            nodes: 1,
+            owners_must_return: true,
         }
     }
+
+    /// The options of the world of `seed`, with so many nodes or, when it is left open, with as many as the seed says.
+    #[must_use]
+    pub fn of(seed: u64, nodes: Option<usize>) -> Self {
+        let (alone, rng) = (Self::draw(&Rng::new(seed, "options")), Rng::new(seed, "nodes"));
+        let drawn = *rng.weighted(&[(50, 1), (40, 3), (10, 5)]);
+        let nodes = nodes.unwrap_or(drawn);
+        if nodes == 1 {
+            return alone;
+        }
+        let guests_ms = alone.guests_ms.min(SEVERAL_GUESTS_MS_MAX);
+        let mut several = Self { nodes, guests_ms, owners_must_return: false, ..alone };
+        several.troubles.extend(NODE_KINDS.iter().filter(|_| rng.chance(500_000)));
+        several
+    }
 }
+
+/// Several nodes cost several times as much.
+const SEVERAL_GUESTS_MS_MAX: u64 = 45_000;
 
 /// Each kind is enabled in half of the worlds.
 fn troubles(rng: &Rng) -> Vec<(u32, Kind)> {

@@ -121,9 +121,9 @@ fn failures(seed: u64, guests_ms: u64, draw: impl Fn(&Rng) -> (Trouble, Trouble)
     let mut at_ms = TROUBLE_EVERY_MS;
     while at_ms < guests_ms {
         let (failure, end) = draw(&rng);
-        events.push(Event { at_ms, trouble: failure, for_ms: 0 });
+        events.push(Event { at_ms, node: 0, trouble: failure, for_ms: 0 });
         at_ms += rng.between(20, 400);
-        events.push(Event { at_ms, trouble: end, for_ms: rng.between(1, 500) });
+        events.push(Event { at_ms, node: 0, trouble: end, for_ms: rng.between(1, 500) });
         at_ms += TROUBLE_EVERY_MS;
     }
     events
@@ -132,7 +132,7 @@ fn failures(seed: u64, guests_ms: u64, draw: impl Fn(&Rng) -> (Trouble, Trouble)
 /// Rot in the unsynced end of the journal, time and again; drawn plans come to it seldom.
 fn rotten_ends(guests_ms: u64) -> Vec<Event> {
     let times = (1..).map(|turn| turn * TROUBLE_EVERY_MS).take_while(|at_ms| *at_ms < guests_ms);
-    times.map(|at_ms| Event { at_ms, trouble: Trouble::RottenEnd, for_ms: 50 }).collect()
+    times.map(|at_ms| Event { at_ms, node: 0, trouble: Trouble::RottenEnd, for_ms: 50 }).collect()
 }
 
 impl Planted {

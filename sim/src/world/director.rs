@@ -66,6 +66,9 @@ impl World {
 
     /// A node that has poisoned its journal, or has given up, is started anew, as its supervisor would.
     pub(super) async fn look(&self) {
+        if self.several.is_tended() {
+            return self.tend_place().await;
+        }
         let host = self.host();
         match host.condition() {
             // Nobody saw it, for the world was busy with something else.
@@ -88,15 +91,15 @@ impl World {
         self.host().kill();
         self.sim.count("kills", 1);
         self.note_killed();
-        self.check_journals().await;
+        self.check_journal(&self.host()).await;
         self.sim.sleep_ms(down_ms).await;
         self.bring_up(Task::Up).await;
     }
 
     /// Looks at what the next start will find in the journal of a node that is down.
-    async fn check_journals(&self) {
+    pub(super) async fn check_journal(&self, host: &Host) {
         let Some(cluster) = self.watch.cluster() else { return };
-        for (volume, journaled) in self.host().journaled(cluster).await.unwrap_or_default() {
+        for (volume, journaled) in host.journaled(cluster).await.unwrap_or_default() {
             self.watch.check_journal(volume, &journaled);
         }
     }
@@ -165,10 +168,18 @@ impl World {
         self.note_killed();
         self.drain_guests().await;
         let cut_at = self.steps.next();
-        self.check_journals().await;
+        self.check_journal(&self.host()).await;
         self.sim.sleep_ms(down_ms).await;
         self.bring_up(Task::Up).await;
         self.begin_era(cut_at, Cut::PowerLoss).await;
+    }
+
+    /// Tells guests where nodes are.
+    pub(super) fn tell_guests(&self) {
+        let doors: Vec<_> = self.hosts().iter().map(|host| host.door()).collect();
+        for guest in &self.guests {
+            guest.doors.borrow_mut().clone_from(&doors);
+        }
     }
 
     fn hold_guests(&self) {
@@ -191,17 +202,21 @@ impl World {
     async fn begin_era(&self, cut_at: u64, cut: Cut) {
         for guest in &self.guests {
             let Some(image) = self.read_whole(guest, cut).await else { return };
-            guest.history.borrow_mut().cut(cut_at, cut, image);
-            self.note_lineage(guest).await;
+            self.cut(guest, (cut_at, cut), image).await;
         }
         for guest in &self.guests {
             guest.gate.open();
         }
     }
 
+    pub(super) async fn cut(&self, guest: &Guest, (cut_at, cut): (u64, Cut), image: Vec<Cell>) {
+        guest.history.borrow_mut().cut(cut_at, cut, image);
+        self.note_lineage(guest).await;
+    }
+
     pub(super) async fn note_lineage(&self, guest: &Guest) {
         let request = Request::ShowVolume { name: guest.export.clone() };
-        if let Some(Ok(Response::Volume(status))) = self.host().admin(request, 10_000).await {
+        if let Some(Ok(Response::Volume(status))) = self.owner(guest).admin(request, 10_000).await {
             if let Err(why) = seq6::check_shown(guest.history.borrow().sectors(), status.size_bytes) {
                 self.sim.fail(format!("SEQ6 volume {}: {why}", guest.export));
             }
@@ -245,6 +260,20 @@ impl World {
                 self.sim.sleep_ms(for_ms).await;
                 self.bring_up(Task::Up).await;
             }
+            Trouble::Flush => drop(self.flush(60_000).await),
+            Trouble::LostMachine { without } => self.lose_machine(*without).await,
+            around => self.trouble_around(&host, around, for_ms),
+        }
+        if self.rng.chance(200_000) {
+            for guest in &self.guests {
+                drop(self.watch.sample(guest, &|_| true));
+            }
+        }
+    }
+
+    /// Troubles that ask for nothing to be done: they come, and go by themselves.
+    pub(super) fn trouble_around(&self, host: &Rc<Host>, trouble: &Trouble, for_ms: u64) {
+        match trouble {
             Trouble::CutConnection => {
                 self.around.wires.cut_one();
                 self.sim.count("cut connections", 1);
@@ -253,16 +282,9 @@ impl World {
                 self.around.wires.faults.stalled_until_ms.set(self.sim.now_ms() + for_ms);
                 self.sim.count("stalled network", 1);
             }
-            Trouble::Flush => drop(self.flush(60_000).await),
-            Trouble::LostMachine { without } => self.lose_machine(*without).await,
             disk_or_cloud => {
-                self.trouble_disk(&host, disk_or_cloud, for_ms);
+                self.trouble_disk(host, disk_or_cloud, for_ms);
                 self.trouble_cloud(disk_or_cloud, for_ms);
-            }
-        }
-        if self.rng.chance(200_000) {
-            for guest in &self.guests {
-                drop(self.watch.sample(guest, &|_| true));
             }
         }
     }
@@ -339,11 +361,16 @@ impl World {
     pub(super) async fn flush(&self, limit_ms: u64) -> Result<(), String> {
         let mut outcome = Ok(());
         for guest in &self.guests {
+            // What a loss took away that guests have not seen yet is in no cloud either.
+            let is_mending = self.several.mending.get() > 0;
             let asked = self.steps.next();
             let era = guest.history.borrow().eras.len();
             let request = Request::FlushVolume { name: guest.export.clone() };
-            let answer = self.host().admin(request, limit_ms).await;
-            if matches!(answer, Some(Ok(_))) && guest.history.borrow().eras.len() == era {
+            let answer = self.owner(guest).admin(request, limit_ms).await;
+            if matches!(answer, Some(Ok(_))) && (is_mending || guest.history.borrow().eras.len() != era) {
+                continue;
+            }
+            if matches!(answer, Some(Ok(_))) {
                 guest.history.borrow_mut().flushed(asked);
                 self.sim.count("flushes", 1);
                 self.watch.check_flushed(guest);
@@ -354,10 +381,14 @@ impl World {
         outcome
     }
 
-    /// The machine burns; a new one recovers the volumes from the clouds.
+    /// The machine burns, or all of them do; a new one recovers the volumes from the clouds.
     pub(super) async fn lose_machine(&self, without: Option<usize>) {
         self.hold_guests();
-        self.host().kill();
+        for host in self.hosts() {
+            host.upkeep.is_retired.set(true);
+            host.kill();
+        }
+        self.several.leave();
         self.note_killed();
         self.drain_guests().await;
         let cut_at = self.steps.next();
@@ -377,12 +408,12 @@ impl World {
         self.watch.recovering(&self.guests, &|name| given_up.as_ref().is_none_or(|cloud| cloud.name() != name));
         let number = self.machines.get() + 1;
         self.machines.set(number);
-        let host = Host::new(&self.around, &format!("node-{number}"), &self.options, self.secret, self.planted);
+        let name = format!("node-{number}");
+        let host = Host::new(&self.around, (&name, 1), &self.options, self.secret, self.planted);
         self.watch.disk(&host.machine().medium);
-        self.host.replace(Rc::new(host));
-        for guest in &self.guests {
-            *guest.door.borrow_mut() = self.host().door();
-        }
+        self.homes.borrow_mut().values_mut().for_each(|home| *home = host.node());
+        self.hosts.replace(vec![Rc::new(host)]);
+        self.tell_guests();
         let accept_missing = given_up.iter().chain(&emptied).map(|cloud| cloud.name().to_owned()).collect();
         let host = self.host();
         let faults = &host.machine().medium.faults;

@@ -4,20 +4,21 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     path::PathBuf,
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use futures_util::future::{Either, select};
 use tokio::sync::{mpsc, oneshot};
 use velum_node::{
-    config::{CloudConfig, KeyConfig, Listen, NodeConfig, Size},
+    config::{CloudConfig, KeyConfig, Listen, NodeConfig, PeersConfig, Size},
     env::{Env, network::Address},
     journal::{self, Journal, JournalIdentity, JournalSettings, StreamId},
+    node::Node,
 };
 use velum_protocol::{
     admin::{Problem, Request, Response},
     format::journal::RECORDS_OFFSET,
-    id::{ClusterId, Jseq, VolumeId},
+    id::{ClusterId, Jseq, NodeId, VolumeId},
 };
 
 use super::program::{self, Command, Task};
@@ -33,6 +34,8 @@ use crate::{
 
 /// Where every node listens, on its own machine.
 const NBD: &str = "127.0.0.1:10809";
+/// The port that nodes find each other on.
+const PEERS_PORT: u16 = 9891;
 
 /// How the process on a host is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,21 @@ pub enum Condition {
     Failed(String),
 }
 
+/// What those who look after a host of several know of it.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    /// What its process does before it serves.
+    pub(super) task: RefCell<Task>,
+    /// The end of its process at the I/O that was chosen is a loss of power.
+    pub(super) at_next_end: Cell<Option<Loss>>,
+    /// Somebody took it down and will start it again.
+    pub(super) is_down: Cell<bool>,
+    /// Guests wait to see what its machine's loss left.
+    pub(super) is_mending: Cell<bool>,
+    /// It is gone for good.
+    pub(super) is_retired: Cell<bool>,
+}
+
 /// A machine with a node.
 pub struct Host {
     around: Surroundings,
@@ -57,37 +75,42 @@ pub struct Host {
     planted: Option<Planted>,
     lives: Cell<u64>,
     condition: Rc<RefCell<Condition>>,
+    seen: Rc<RefCell<Weak<Node>>>,
     process: RefCell<Option<Process>>,
     commands: RefCell<Option<mpsc::Sender<Command>>>,
+    pub(super) upkeep: Upkeep,
 }
 
 impl Host {
-    /// A host called `name` with an empty disk.
+    /// A host called `name` with an empty disk, for the node with this number.
     #[must_use]
     pub fn new(
         around: &Surroundings,
-        name: &str,
+        (name, node): (&str, u64),
         options: &Options,
         secret: [u8; 32],
         planted: Option<Planted>,
     ) -> Self {
+        let rng = Rng::new(around.sim.seed(), name);
         let machine = Machine {
             clock_offset_ms: options.clock_offset_ms,
-            clock_rate_ppm: options.clock_rate_ppm,
+            clock_rate_ppm: clock_rate_ppm(options, node, &rng),
             compute_ms_max: options.compute_ms_max,
             ..Machine::new(name)
         };
         Self {
             around: around.clone(),
             machine,
-            config: config(around, options),
+            config: config(around, options, (name, node)),
             secret,
-            rng: Rng::new(around.sim.seed(), name),
+            rng,
             planted,
             lives: Cell::new(0),
             condition: Rc::new(RefCell::new(Condition::Down)),
+            seen: Rc::default(),
             process: RefCell::default(),
             commands: RefCell::default(),
+            upkeep: Upkeep::default(),
         }
     }
 
@@ -95,6 +118,37 @@ impl Host {
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// The node's number.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// How often a process was started on it.
+    #[must_use]
+    pub fn lives(&self) -> u64 {
+        self.lives.get()
+    }
+
+    /// The node itself, for eyes that see more than operators do; none before it serves and after its process has ended.
+    #[must_use]
+    pub fn seen(&self) -> Option<Rc<Node>> {
+        self.seen.borrow().upgrade().filter(|_| !self.has_ended())
+    }
+
+    /// True when the node serves and takes steps.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        let takes_steps = |process: &Process| process.life().is_alive() && !process.life().is_paused();
+        self.condition() == Condition::Up && self.process.borrow().as_ref().is_some_and(takes_steps)
+    }
+
+    /// The life of the process that runs.
+    #[must_use]
+    pub fn life(&self) -> Option<Rc<Life>> {
+        self.process.borrow().as_ref().map(|process| Rc::clone(process.life()))
     }
 
     /// Where guests find the node.
@@ -121,7 +175,8 @@ impl Host {
         }
         let (commands, received) = mpsc::channel(16);
         self.condition.replace(Condition::Starting);
-        let main = program::run(env, self.config.clone(), self.secret, task, received, Rc::clone(&self.condition));
+        let shown = (Rc::clone(&self.condition), Rc::clone(&self.seen));
+        let main = program::run(env, self.config.clone(), self.secret, task, received, shown);
         *self.commands.borrow_mut() = Some(commands);
         *self.process.borrow_mut() = Some(Process::start(&self.around.sim, life, main));
     }
@@ -138,8 +193,7 @@ impl Host {
 
     /// Completes when the process has ended by itself: at an I/O that the plan chose.
     pub async fn ended(&self) {
-        let life = self.process.borrow().as_ref().map(|process| Rc::clone(process.life()));
-        match life {
+        match self.life() {
             Some(life) => life.ended().await,
             None => std::future::pending().await,
         }
@@ -170,6 +224,7 @@ impl Host {
         self.machine.medium.faults.end_after.set(None);
         *self.commands.borrow_mut() = None;
         drop(self.process.borrow_mut().take());
+        self.seen.replace(Weak::new());
         self.condition.replace(Condition::Down);
     }
 
@@ -246,7 +301,13 @@ impl Host {
     }
 }
 
-fn config(around: &Surroundings, options: &Options) -> NodeConfig {
+/// The first node's clock runs as the options say, those of others are at most as far off.
+fn clock_rate_ppm(options: &Options, node: u64, rng: &Rng) -> i64 {
+    let most = options.clock_rate_ppm.abs();
+    if node == 1 { options.clock_rate_ppm } else { rng.below(2 * most.unsigned_abs() + 1) as i64 - most }
+}
+
+fn config(around: &Surroundings, options: &Options, (name, node): (&str, u64)) -> NodeConfig {
     let cloud = |(url, cloud): (&String, &Rc<env::cloud::SimCloud>)| CloudConfig {
         name: cloud.name().to_owned(),
         url: url.clone(),
@@ -256,6 +317,11 @@ fn config(around: &Surroundings, options: &Options) -> NodeConfig {
     let mut config = NodeConfig::new(PathBuf::from("/velum"), clouds, KeyConfig::default());
     config.memory = Size::from_bytes(options.memory_bytes);
     config.plain_exports = true;
+    config.node = NodeId(node);
+    if options.nodes > 1 {
+        let advertise = Some(Listen::tcp(&format!("{name}:{PEERS_PORT}")));
+        config.peers = Some(PeersConfig { listen: Listen::tcp(&format!("0.0.0.0:{PEERS_PORT}")), advertise });
+    }
     config.nbd.listen = vec![Listen::tcp(NBD)];
     config.journal.file_bytes = Size::from_bytes(options.journal_file_bytes);
     config.journal.files_initial = 2;

@@ -1,6 +1,9 @@
-//! A world: clouds, one machine with a node, guests, a plan, and the checkers that judge what comes of it.
+//! A world: clouds, machines with a node each, guests, a plan, and the checkers that judge what comes of it.
 
+mod agreement;
+mod cluster;
 mod director;
+mod fall;
 pub mod host;
 mod place;
 pub mod program;
@@ -13,7 +16,10 @@ use std::{
     rc::Rc,
 };
 
-use velum_protocol::admin::{CreateVolume, Request};
+use velum_protocol::{
+    admin::{CreateVolume, Request},
+    id::NodeId,
+};
 
 use crate::{
     checker,
@@ -26,6 +32,7 @@ use crate::{
     runtime::{Run, Sim, simulate},
     trace::Printer,
 };
+use cluster::Several;
 use host::{Condition, Host};
 use place::Misplaced;
 use program::Task;
@@ -53,7 +60,7 @@ impl Recipe {
 
     /// Makes the world and lets it run to its end.
     pub fn run(self, printer: impl FnOnce() -> Option<Printer> + Send + 'static) -> Run<()> {
-        simulate(self.seed, printer, |sim| Box::pin(async move { World::new(&sim, self).run().await }))
+        simulate(self.seed, printer, |sim| Box::pin(async move { Rc::new(World::new(&sim, self)).run().await }))
     }
 }
 
@@ -70,8 +77,14 @@ struct World {
     secret: [u8; 32],
     planted: Option<Planted>,
     watch: Rc<Watch>,
-    host: RefCell<Rc<Host>>,
+    /// In the order of their coming; never empty.
+    hosts: RefCell<Vec<Rc<Host>>>,
+    /// Machines that there were.
     machines: Cell<u64>,
+    /// What is kept about several nodes.
+    several: Several,
+    /// The node on which each volume was made, by its name.
+    homes: RefCell<BTreeMap<String, NodeId>>,
     guests: Vec<Rc<Guest>>,
     steps: Rc<StepCount>,
     misplaced: RefCell<Option<Misplaced>>,
@@ -80,7 +93,7 @@ struct World {
 impl World {
     fn new(sim: &Rc<Sim>, recipe: Recipe) -> Self {
         let seed = recipe.seed;
-        let options = recipe.options.unwrap_or_else(|| Options::draw(&Rng::new(seed, "options")));
+        let options = recipe.options.unwrap_or_else(|| Options::of(seed, None));
         let events = recipe.events.unwrap_or_else(|| plan::draw(&options, &Rng::new(seed, "plan")));
         let rng = Rng::new(seed, "world");
         let mut secret = [0; 32];
@@ -98,14 +111,15 @@ impl World {
         let quorum = options.clouds / 2 + 1;
         let watch = Watch::new(sim, clouds.values().cloned().collect(), quorum, secret, &names);
         let around = Surroundings { sim: Rc::clone(sim), wires, clouds: Rc::new(clouds) };
-        let host = Rc::new(Host::new(&around, "node-1", &options, secret, recipe.planted));
+        let host = Rc::new(Host::new(&around, ("node-1", 1), &options, secret, recipe.planted));
         watch.disk(&host.machine().medium);
         let steps = Rc::<StepCount>::default();
         let guest = |(at, blocks): (usize, &u64)| {
             let first_op = (at as u64) << 32;
             let history = VolumeHistory::new(&names[at], blocks * 8, first_op, Rc::clone(&steps));
             let rng = Rng::new(seed, &format!("guest {at}"));
-            Guest::new(Rc::clone(sim), Rc::clone(&around.wires), host.door(), history, options.load.clone(), rng)
+            let doors = vec![host.door()];
+            Guest::new(Rc::clone(sim), Rc::clone(&around.wires), doors, history, options.load.clone(), rng)
         };
         let guests = options.volume_blocks.iter().enumerate().map(guest).collect();
         Self {
@@ -117,23 +131,53 @@ impl World {
             secret,
             planted: recipe.planted,
             watch,
-            host: RefCell::new(host),
+            hosts: RefCell::new(vec![host]),
             machines: Cell::new(1),
+            several: Several::default(),
+            homes: RefCell::default(),
             guests,
             steps,
             misplaced: RefCell::default(),
         }
     }
 
+    /// Any node, one that is well if there is one.
     fn host(&self) -> Rc<Host> {
-        Rc::clone(&self.host.borrow())
+        let hosts = self.hosts.borrow();
+        Rc::clone(hosts.iter().find(|host| host.is_well()).unwrap_or(&hosts[0]))
     }
 
-    async fn run(self) {
+    fn hosts(&self) -> Vec<Rc<Host>> {
+        self.hosts.borrow().clone()
+    }
+
+    /// The node that works on a guest's volume, or should.
+    fn owner(&self, guest: &Guest) -> Rc<Host> {
+        let owner = self.owner_number(guest);
+        self.hosts().into_iter().find(|host| Some(host.node()) == owner).unwrap_or_else(|| self.host())
+    }
+
+    fn owner_number(&self, guest: &Guest) -> Option<NodeId> {
+        if self.options.owners_must_return {
+            return self.homes.borrow().get(&guest.export).copied();
+        }
+        let granted = |host: &Rc<Host>| {
+            let node = host.seen()?;
+            let state = node.metadata().state();
+            state.volume_named(&guest.export).map(|(_, volume)| (volume.epoch, volume.owner))
+        };
+        self.hosts().iter().filter_map(granted).max().and_then(|(_, owner)| owner)
+    }
+
+    async fn run(self: Rc<Self>) {
         if !self.prepare().await {
             return;
         }
-        self.direct().await;
+        if self.options.nodes > 1 {
+            self.direct_several().await;
+        } else {
+            self.direct().await;
+        }
         self.settle().await;
         if self.options.burns && !self.sim.has_failed() {
             self.burn().await;
@@ -146,17 +190,23 @@ impl World {
     }
 
     /// Makes the cluster and its volumes, in good weather.
-    async fn prepare(&self) -> bool {
+    async fn prepare(self: &Rc<Self>) -> bool {
         self.host().start(Task::Up);
         if !self.await_up(START_LIMIT_MS).await {
             self.sim.fail(format!("the first start came to nothing: {:?}", self.host().condition()));
             return false;
         }
+        if self.options.nodes > 1 && !self.gather().await {
+            return false;
+        }
         for guest in &self.guests {
+            let hosts = self.hosts();
+            let host = if hosts.len() > 1 { self.rng.pick(&hosts) } else { &hosts[0] };
             let create =
                 CreateVolume { name: guest.export.clone(), size_bytes: guest.history.borrow().sectors() * 512 };
-            match self.host().admin(Request::CreateVolume(create), START_LIMIT_MS).await {
+            match host.admin(Request::CreateVolume(create), START_LIMIT_MS).await {
                 Some(Ok(_)) => {
+                    self.homes.borrow_mut().insert(guest.export.clone(), host.node());
                     self.note_lineage(guest).await;
                     guest.start();
                 }

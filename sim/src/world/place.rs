@@ -84,10 +84,12 @@ impl World {
         if phase == Phase::Exchanged {
             return self.put_back();
         }
-        let request = Request::ResyncCloud { name: cloud.name().to_owned() };
-        if let Some(Ok(_)) = self.host().admin(request, 30_000).await {
-            self.sim.count("resyncs", 1);
-            self.fills();
+        for host in self.hosts() {
+            let request = Request::ResyncCloud { name: cloud.name().to_owned() };
+            if let Some(Ok(_)) = host.admin(request, 30_000).await {
+                self.sim.count("resyncs", 1);
+                return self.fills();
+            }
         }
     }
 
@@ -102,10 +104,14 @@ impl World {
     }
 
     async fn says_emptied(&self, name: &str) -> bool {
-        let Some(Ok(Response::Clouds(clouds))) = self.host().admin(Request::ListClouds, 10_000).await else {
-            return false;
-        };
-        clouds.iter().any(|cloud| cloud.name == name && cloud.state == CloudState::Emptied)
+        for host in self.hosts() {
+            let listed = host.admin(Request::ListClouds, 10_000).await;
+            let Some(Ok(Response::Clouds(clouds))) = listed else { continue };
+            if clouds.iter().any(|cloud| cloud.name == name && cloud.state == CloudState::Emptied) {
+                return true;
+            }
+        }
+        false
     }
 
     /// At rest every place is right again and every cloud whole; `false` when one never is.

@@ -3,7 +3,8 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    rc::Rc,
+    pin::pin,
+    rc::{Rc, Weak},
 };
 
 use futures_util::future::{Either, select};
@@ -18,6 +19,7 @@ use velum_node::{
 use velum_protocol::{
     admin::{Problem, Request, Response},
     format::metadata::CloudName,
+    invitation::Invitation,
 };
 
 use super::host::Condition;
@@ -26,14 +28,20 @@ use super::host::Condition;
 const OPERATOR: &str = "anonymous";
 
 /// What a process does before it serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Task {
     /// Makes a cluster if there is none, and serves it: `velum up`.
+    #[default]
     Up,
     /// Recovers a cluster from its clouds, without those named, and serves it: `velum recover`, then `velum up`.
     Recover {
         /// Clouds given up.
         accept_missing: Vec<String>,
+    },
+    /// Makes a node that joins with a token if there is none, and serves it: `velum cluster join`, then `velum node`.
+    Join {
+        /// What `velum cluster token` gave.
+        token: String,
     },
 }
 
@@ -52,10 +60,12 @@ pub async fn run(
     secret: [u8; 32],
     task: Task,
     commands: mpsc::Receiver<Command>,
-    condition: Rc<RefCell<Condition>>,
+    (condition, seen): (Rc<RefCell<Condition>>, Rc<RefCell<Weak<Node>>>),
 ) {
     match start(env, config, secret, task).await {
         Ok(node) => {
+            let node = Rc::new(node);
+            seen.replace(Rc::downgrade(&node));
             condition.replace(Condition::Up);
             let why = serve(node, commands).await;
             condition.replace(Condition::Failed(why));
@@ -70,6 +80,10 @@ async fn start(env: Env, config: NodeConfig, secret: [u8; 32], task: Task) -> Re
         match task {
             Task::Up => drop(node::create(&env, &config, &secret()).await.map_err(|error| error.to_string())?),
             Task::Recover { accept_missing } => bring_back(&env, &config, secret(), accept_missing).await?,
+            Task::Join { token } => {
+                let invitation = Invitation::parse(&token).ok_or("the token is none")?;
+                node::join(&env, &config, &secret(), invitation).await.map_err(|error| error.to_string())?;
+            }
         }
     }
     Node::start(env, config, &secret()).await.map_err(|error| error.to_string())
@@ -98,12 +112,12 @@ async fn bring_back(
 }
 
 /// Answers until the node is stopped or fails; says how it ended.
-async fn serve(node: Node, mut commands: mpsc::Receiver<Command>) -> String {
-    let node = Rc::new(node);
+async fn serve(node: Rc<Node>, mut commands: mpsc::Receiver<Command>) -> String {
     let stopped = loop {
-        let (failed, next) = (Box::pin(node.failed()), Box::pin(commands.recv()));
-        match select(failed, next).await {
-            Either::Left((why, _)) => return why,
+        let (failed, ended, next) = (pin!(node.failed()), pin!(node.ended()), pin!(commands.recv()));
+        match select(select(failed, ended), next).await {
+            Either::Left((Either::Left((why, _)), _)) => return why,
+            Either::Left((Either::Right((why, _)), _)) => return why.to_string(),
             Either::Right((None, _)) => return "the world let go of it".to_owned(),
             Either::Right((Some(Command::Stop(stopped)), _)) => break stopped,
             Either::Right((Some(Command::Admin(request, answer)), _)) => {

@@ -1,5 +1,7 @@
 //! The end of a world: all troubles end, and then everything must come to rest, agree, and survive one last test.
 
+use std::rc::Rc;
+
 use velum_protocol::admin::{Request, Response};
 
 use super::World;
@@ -21,8 +23,11 @@ const LITTER_LOOK_MS: u64 = 2_000;
 
 impl World {
     /// Ends all troubles, waits for rest, and judges what is there.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn settle(self: &Rc<Self>) {
         self.heal();
+        if self.several.is_tended() && !self.came_together().await {
+            return;
+        }
         self.look().await;
         for guest in &self.guests {
             guest.gate.close();
@@ -45,17 +50,24 @@ impl World {
             self.compare(&images);
             self.rid_of_litter().await;
         }
+        if self.several.is_tended() && !self.sim.has_failed() {
+            self.agreed_in_the_end().await;
+        }
     }
 
     fn heal(&self) {
-        let host = self.host();
-        let faults = &host.machine().medium.faults;
-        faults.sync_error_after.set(None);
-        faults.write_error_after.set(None);
-        faults.capacity_bytes.set(u64::MAX);
-        faults.read_error_ppm.set(0);
-        faults.sync_ms_max.set(3);
-        faults.end_after.set(None);
+        for host in self.hosts() {
+            let faults = &host.machine().medium.faults;
+            faults.sync_error_after.set(None);
+            faults.write_error_after.set(None);
+            faults.capacity_bytes.set(u64::MAX);
+            faults.read_error_ppm.set(0);
+            faults.sync_ms_max.set(3);
+            faults.end_after.set(None);
+        }
+        if self.several.is_tended() {
+            self.heal_ways();
+        }
         self.around.wires.faults.stalled_until_ms.set(0);
         for cloud in self.around.clouds.values() {
             cloud.faults.heal();
@@ -75,9 +87,12 @@ impl World {
                 self.sim.fail(format!("LIV1 {why}"));
                 return false;
             }
-            let status = self.host().admin(Request::NodeStatus, 10_000).await;
-            if matches!(status, Some(Ok(Response::Node(status))) if status.journal.poisoned) {
-                self.restart_after(100).await;
+            // Several nodes have each somebody who looks after it.
+            if !self.several.is_tended() {
+                let status = self.host().admin(Request::NodeStatus, 10_000).await;
+                if matches!(status, Some(Ok(Response::Node(status))) if status.journal.poisoned) {
+                    self.restart_after(100).await;
+                }
             }
             self.sim.sleep_ms(100).await;
         }
@@ -88,7 +103,7 @@ impl World {
         let mut backlog = 0;
         for guest in &self.guests {
             let request = Request::ShowVolume { name: guest.export.clone() };
-            if let Some(Ok(Response::Volume(status))) = self.host().admin(request, 10_000).await {
+            if let Some(Ok(Response::Volume(status))) = self.owner(guest).admin(request, 10_000).await {
                 backlog += status.clouds.iter().map(|cloud| cloud.lag_records).max().unwrap_or_default();
             }
         }
@@ -101,7 +116,7 @@ impl World {
         for guest in &self.guests {
             loop {
                 let request = Request::ShowVolume { name: guest.export.clone() };
-                let Some(Ok(Response::Volume(status))) = self.host().admin(request, 10_000).await else {
+                let Some(Ok(Response::Volume(status))) = self.owner(guest).admin(request, 10_000).await else {
                     self.sim.fail(format!("LIV1 the node does not show volume {}", guest.export));
                     return false;
                 };
@@ -156,7 +171,7 @@ impl World {
     }
 
     /// The last test of some worlds: the machine is lost, and the clouds alone bring back what was there at rest.
-    pub(super) async fn burn(&self) {
+    pub(super) async fn burn(self: &Rc<Self>) {
         let without = self.rng.chance(500_000).then_some(self.options.bad_cloud);
         self.lose_machine(without).await;
         for guest in &self.guests {

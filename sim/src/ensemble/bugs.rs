@@ -1,0 +1,52 @@
+//! Bugs planted on purpose in how the machines are used: each makes the right machines behave as ones with the bug would.
+
+/// A planted bug. The numbers are those of the list of bugs that this family of systems is known for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bug {
+    /// 2: a write is acked with one copy.
+    AckAtOne,
+    /// 4: a barrier is acked when the owner's disk is synced.
+    SyncAtOwner,
+    /// 5: a fence is answered before the promise is durable.
+    UnstoredPromise,
+    /// 6: copies are looked at before their members are fenced.
+    ReadBeforeFence,
+    /// 7: the lowest end is taken.
+    LowestEnd,
+    /// 8: members take records of an epoch below their promise.
+    StaleEpoch,
+    /// 9: members take records that follow something else.
+    NoChainCheck,
+    /// 10: amnesic copies count as whole in a takeover.
+    CountedAmnesic,
+    /// 11: the lineage stays.
+    KeptLineage,
+    /// The owner's own copy counts twice.
+    OwnCopyTwice,
+    /// 20: members trim what is not in the clouds yet.
+    TrimBeforeDurable,
+    /// An end of an earlier epoch is believed.
+    BelievedVoidEnd,
+    /// Copies are called whole before the epoch is open.
+    HealedBeforeOpen,
+    /// d1 of an earlier ensemble is taken for d1 of this one.
+    InheritedDurable,
+}
+
+/// All planted bugs.
+pub const ALL: [Bug; 14] = [
+    Bug::AckAtOne,
+    Bug::SyncAtOwner,
+    Bug::UnstoredPromise,
+    Bug::ReadBeforeFence,
+    Bug::LowestEnd,
+    Bug::StaleEpoch,
+    Bug::NoChainCheck,
+    Bug::CountedAmnesic,
+    Bug::KeptLineage,
+    Bug::OwnCopyTwice,
+    Bug::TrimBeforeDurable,
+    Bug::BelievedVoidEnd,
+    Bug::HealedBeforeOpen,
+    Bug::InheritedDurable,
+];

@@ -1,0 +1,192 @@
+//! A node: a disk that is written in order, a page cache that a loss of power takes, and the machines of its process.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use velum_node::ensemble::{
+    batch::{Held, judge},
+    member::{Found, Member},
+    owner::Owner,
+    takeover::Takeover,
+};
+use velum_protocol::{
+    format::record::RecordHeader,
+    id::{BootId, Epoch, Hash, Jseq, NodeId, VolumeId},
+    peer::ensemble::{Life, Point},
+};
+
+use crate::rng::Rng;
+
+/// The only volume.
+pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
+
+/// Before the first record.
+pub(super) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
+
+/// One write to the journal.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    Keep(Bytes),
+    Trim(Epoch, Jseq),
+}
+
+/// What a node has stored.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    pub(super) log: Vec<Op>,
+    /// So many of them are on the medium.
+    pub(super) synced: usize,
+    pub(super) promise: Option<(Epoch, BootId)>,
+    /// Promises that are being stored, oldest first.
+    pub(super) storing: VecDeque<(Epoch, BootId)>,
+    /// The last record is torn.
+    pub(super) torn: bool,
+}
+
+/// A node.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) node: NodeId,
+    pub(super) boot: u8,
+    pub(super) processes: u64,
+    pub(super) stopped_cleanly: bool,
+    pub(super) disk: Disk,
+    pub(super) up: Option<Up>,
+    pub(super) paused_until_ms: u64,
+}
+
+/// A process.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) process: u64,
+    pub(super) member: Member,
+    pub(super) role: Role,
+}
+
+/// What else it does.
+#[derive(Debug)]
+pub(super) enum Role {
+    None,
+    Taking { takeover: Box<Takeover>, epoch: Epoch, closes: Epoch, members: Vec<NodeId>, tails: Vec<Jseq> },
+    Owning(Box<Owning>),
+}
+
+/// An owner and its writer.
+#[derive(Debug)]
+pub(super) struct Owning {
+    pub(super) owner: Owner,
+    pub(super) epoch: Epoch,
+    pub(super) closes: Epoch,
+    pub(super) members: Vec<NodeId>,
+    pub(super) end: Point,
+    pub(super) lineage_changes: bool,
+    pub(super) is_open: bool,
+    pub(super) is_closing: bool,
+    pub(super) last: Point,
+    pub(super) written: Point,
+    pub(super) durable: Jseq,
+    /// The d1 mark that records tell.
+    pub(super) known: Jseq,
+}
+
+impl Machine {
+    pub(super) fn new(node: NodeId) -> Self {
+        let (boot, processes, stopped_cleanly, paused_until_ms) = (1, 0, false, 0);
+        Self { node, boot, processes, stopped_cleanly, disk: Disk::default(), up: None, paused_until_ms }
+    }
+
+    pub(super) fn start(&mut self) {
+        self.processes += 1;
+        // What a start has read it syncs before it answers for it.
+        self.disk.synced = self.disk.log.len();
+        let mut found = self.find();
+        found.note_amnesia();
+        self.disk.promise = found.promise;
+        let member = Member::new(found);
+        (self.disk.torn, self.stopped_cleanly) = (false, false);
+        self.up = Some(Up { process: self.processes, member, role: Role::None });
+    }
+
+    pub(super) fn find(&self) -> Found {
+        let mut process = [0; 16];
+        process[..8].copy_from_slice(&self.processes.to_le_bytes());
+        process[8..].copy_from_slice(&self.node.0.to_le_bytes());
+        let life = Life { process, boot: BootId([self.boot; 16]) };
+        let (base, held) = self.disk.copy(self.disk.log.len());
+        let (promise, stopped_cleanly, verifies) = (self.disk.promise, self.stopped_cleanly, !self.disk.torn);
+        Found { volume: VOLUME, life, promise, stopped_cleanly, verifies, base, held }
+    }
+
+    /// The process ends; promises on their way are stored or not.
+    pub(super) fn kill(&mut self, rng: &Rng) {
+        self.up = None;
+        while let Some(promise) = self.disk.storing.pop_front() {
+            if rng.chance(500_000) {
+                self.disk.storing.clear();
+                break;
+            }
+            self.disk.promise = Some(promise);
+        }
+    }
+
+    pub(super) fn lose_power(&mut self, rng: &Rng) {
+        self.kill(rng);
+        self.boot += 1;
+        let unsynced = self.disk.log.len() - self.disk.synced;
+        let kept = match rng.below(3) {
+            0 => unsynced,
+            1 => 0,
+            _ => rng.below(unsynced as u64 + 1) as usize,
+        };
+        self.disk.log.truncate(self.disk.synced + kept);
+        if kept > 0 && rng.chance(200_000) {
+            self.disk.torn = matches!(self.disk.log.pop(), Some(Op::Keep(_)));
+        }
+    }
+
+    /// Everything is synced, and then the process ends.
+    pub(super) fn stop(&mut self, rng: &Rng) {
+        self.disk.synced = self.disk.log.len();
+        self.kill(rng);
+        self.stopped_cleanly = true;
+    }
+}
+
+impl Disk {
+    /// The copy that the first `count` writes make.
+    pub(super) fn copy(&self, count: usize) -> (Point, Vec<Held>) {
+        let (mut base, mut held): (Point, Vec<Held>) = (START, Vec::new());
+        for op in self.log.iter().take(count) {
+            match op {
+                Op::Keep(record) => {
+                    let (header, _) = RecordHeader::decode(record).expect("members keep records");
+                    let place = header.jseq.0.saturating_sub(base.at.0 + 1) as usize;
+                    if header.jseq > base.at && place < held.len() {
+                        held.truncate(place);
+                    }
+                    let end = held.last().map_or(base.chain, |held| held.chain);
+                    if held.is_empty() || header.jseq <= base.at || place > held.len() || header.prev != end {
+                        held.clear();
+                        base = Point { at: Jseq(header.jseq.0 - 1), chain: header.prev };
+                    }
+                    let prev = held.last().map_or(base, |held| Point { at: base.at, chain: held.chain });
+                    let prev = Point { at: Jseq(header.jseq.0 - 1), ..prev };
+                    held.extend(judge(prev, Epoch(u64::MAX), std::slice::from_ref(record)).expect("it follows"));
+                }
+                Op::Trim(epoch, through) => {
+                    while base.at < *through && held.first().is_some_and(|held| held.epoch <= *epoch) {
+                        base = Point { at: base.at.next(), chain: held.remove(0).chain };
+                    }
+                }
+            }
+        }
+        (base, held)
+    }
+
+    /// True when the medium has the record at `point`, or one that was trimmed there.
+    pub(super) fn has_synced(&self, point: Point) -> bool {
+        let (base, held) = self.copy(self.synced);
+        let place = |at: Jseq| (at.0 - base.at.0 - 1) as usize;
+        point.at <= base.at || held.get(place(point.at)).is_some_and(|held| held.chain == point.chain)
+    }
+}

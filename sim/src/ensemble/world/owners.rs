@@ -1,0 +1,372 @@
+//! Who takes over, owns and writes, and what raft answers.
+
+use bytes::Bytes;
+use velum_node::{
+    ensemble::{
+        member,
+        owner::{self, Owner},
+        takeover::{self, Takeover},
+    },
+    metadata::Answer,
+};
+use velum_protocol::{
+    format::{
+        metadata::Command,
+        record::{HEADER_BYTES, RecordHeader, RecordKind, chain},
+    },
+    id::{BlockCount, BlockIndex, Epoch, Hash, Jseq, KeyEpoch, Lineage, NodeId},
+    peer::{
+        Frame,
+        ensemble::{Fence, Point},
+    },
+};
+
+use super::{Event, Told, World};
+use crate::ensemble::{
+    bugs::Bug,
+    machine::{Owning, Role, Up, VOLUME},
+};
+
+impl World {
+    pub(super) fn take_over(&mut self, node: NodeId, epoch: Epoch) {
+        let volume = &self.state.volumes[&VOLUME];
+        if volume.epoch != epoch || volume.owner != Some(node) || self.process(node).is_none() {
+            return;
+        }
+        let ensemble = &self.state.ensembles[&VOLUME];
+        let head = Point { at: volume.head.last, chain: volume.head.journal_chain };
+        let opening = takeover::Opening {
+            volume: VOLUME,
+            node,
+            epoch,
+            closes: ensemble.opened,
+            fenced: ensemble.opened_members.clone(),
+            base: Point { at: ensemble.base.0, chain: ensemble.base.1 },
+            head,
+            durable: (volume.durable_jseq(1) == head.at).then_some(head),
+        };
+        let (closes, members, fenced) = (ensemble.opened, ensemble.members.clone(), ensemble.opened_members.clone());
+        let mut effects = Vec::new();
+        let takeover = Box::new(Takeover::new(opening, &mut effects));
+        let process = self.process(node).unwrap_or_default();
+        if let Some(up) = self.up(node, process) {
+            up.role = Role::Taking { takeover, epoch, closes, members, tails: Vec::new() };
+        }
+        self.note("takes over", node, &[epoch.0]);
+        self.tally.count("takeovers");
+        if self.has(Bug::ReadBeforeFence) {
+            for other in fenced {
+                self.peek(node, process, other, epoch);
+            }
+        }
+        self.perform_takeover(node, process, effects);
+    }
+
+    /// What a member would say if it were fenced, before it is.
+    fn peek(&mut self, node: NodeId, process: u64, other: NodeId, epoch: Epoch) {
+        let Some(machine) = self.nodes.get(&other).filter(|machine| machine.up.is_some()) else { return };
+        let mut found = machine.find();
+        found.promise = Some((epoch, found.life.boot));
+        let (mut member, mut effects) = (member::Member::new(found), Vec::new());
+        let fence = Fence { volume: VOLUME, epoch };
+        member.step(member::Input::Fence(node, fence), &mut effects);
+        for effect in effects {
+            if let member::Effect::Send { frame: Frame::Fenced(fenced), .. } = effect {
+                self.step_role(node, process, Told::Takeover(takeover::Input::Fenced(other, fenced)));
+            }
+        }
+    }
+
+    pub(super) fn step_role(&mut self, node: NodeId, process: u64, told: Told) {
+        let Some(up) = self.up(node, process) else { return };
+        match (&mut up.role, told) {
+            (Role::Taking { takeover, .. }, told) => {
+                let input = match told {
+                    Told::Tick => takeover::Input::Tick,
+                    Told::Lost(to) => takeover::Input::Lost(to),
+                    Told::Takeover(input) => input,
+                    Told::Owner(_) | Told::Trimmed(_) => return,
+                };
+                let mut effects = Vec::new();
+                takeover.step(input, &mut effects);
+                self.perform_takeover(node, process, effects);
+            }
+            (Role::Owning(owning), told) => {
+                let input = match told {
+                    Told::Tick => owner::Input::Tick,
+                    Told::Lost(to) => owner::Input::Lost(to),
+                    Told::Trimmed(through) => owner::Input::Trimmed(through),
+                    Told::Owner(input) => input,
+                    Told::Takeover(_) => return,
+                };
+                let mut effects = Vec::new();
+                owning.owner.step(input, &mut effects);
+                self.perform_owner(node, process, effects);
+            }
+            (Role::None, _) => {}
+        }
+    }
+
+    fn perform_takeover(&mut self, node: NodeId, process: u64, effects: Vec<takeover::Effect>) {
+        for effect in effects {
+            match effect {
+                takeover::Effect::Send { to, frame } => {
+                    if self.has(Bug::ReadBeforeFence) && matches!(frame, Frame::Fence(_)) {
+                        // It comes too late for what was looked at.
+                        self.links.entry((node, to)).or_default().busy_until_ms = self.now_ms + 80;
+                    }
+                    self.send(node, to, frame);
+                }
+                takeover::Effect::Chosen { base, records, end, durable, mut lineage_changes } => {
+                    lineage_changes &= !self.has(Bug::KeptLineage);
+                    self.own(node, process, (base, records, end), durable, lineage_changes);
+                }
+                takeover::Effect::Overtaken(_) => {
+                    if let Some(up) = self.up(node, process) {
+                        up.role = Role::None;
+                    }
+                }
+                takeover::Effect::Waiting(why) => {
+                    self.trace.event(self.now_ms, "waits", &format!("n{node} {why}"), &[]);
+                    if matches!(why, takeover::Reason::BeginsLate { .. }) {
+                        self.fail(format!("SEQ4: {why}"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn own(
+        &mut self,
+        node: NodeId,
+        process: u64,
+        (base, mut records, mut end): (Point, Vec<Bytes>, Point),
+        mut durable: Jseq,
+        lineage_changes: bool,
+    ) {
+        let (lowest, early, head) =
+            (self.has(Bug::LowestEnd), self.has(Bug::HealedBeforeOpen), self.state.volumes[&VOLUME].head.last);
+        let Some(up) = self.up(node, process) else { return };
+        let Role::Taking { epoch, closes, members, tails, .. } = &up.role else { return };
+        if let Some(tail) = tails.iter().min().filter(|tail| lowest && **tail >= head && **tail < end.at) {
+            records.truncate((tail.0 - base.at.0) as usize);
+            let link = |record: &Bytes| {
+                let (lead, sealed) = record.split_first_chunk::<HEADER_BYTES>().expect("a record has a header");
+                chain(lead, sealed)
+            };
+            end = Point { at: *tail, chain: records.last().map_or(base.chain, link) };
+            durable = durable.min(end.at);
+        }
+        let (epoch, closes, members) = (*epoch, *closes, members.clone());
+        let opening = owner::Opening { volume: VOLUME, node, epoch, members: members.clone(), base, records, durable };
+        let mut effects = Vec::new();
+        let mut owner = Owner::new(opening, &mut effects);
+        if early {
+            owner.step(owner::Input::Opened, &mut effects);
+        }
+        owner.step(owner::Input::Sync, &mut effects);
+        let owning = Owning {
+            owner,
+            epoch,
+            closes,
+            members,
+            end,
+            lineage_changes,
+            is_open: false,
+            is_closing: false,
+            last: end,
+            written: base,
+            durable: base.at,
+            known: durable,
+        };
+        up.role = Role::Owning(Box::new(owning));
+        self.note("chosen", node, &[epoch.0, base.at.0, end.at.0, u64::from(lineage_changes)]);
+        self.perform_owner(node, process, effects);
+        self.perhaps_close(node, process);
+    }
+
+    fn perform_owner(&mut self, node: NodeId, process: u64, effects: Vec<owner::Effect>) {
+        for effect in effects {
+            let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
+            let (epoch, is_open) = (owning.epoch, owning.is_open);
+            match effect {
+                owner::Effect::Send { to, frame } => self.send(node, to, frame),
+                owner::Effect::Written(point) => {
+                    owning.written = point;
+                    if is_open {
+                        let verdict = self.ghost.acked(epoch, node, point);
+                        self.judge(verdict);
+                    }
+                }
+                owner::Effect::Durable(at) => {
+                    owning.durable = at;
+                    owning.known = owning.known.max(at);
+                    if is_open {
+                        let verdict = self.ghost.synced(epoch, node, at);
+                        self.judge(verdict);
+                        self.tally.count("barriers");
+                    }
+                    self.perhaps_close(node, process);
+                }
+                owner::Effect::Deposed(_) => {
+                    self.note("deposed", node, &[epoch.0]);
+                    self.tally.count("deposed owners");
+                    if let Some(up) = self.up(node, process) {
+                        up.role = Role::None;
+                    }
+                }
+                owner::Effect::Conflict(member) => {
+                    self.fail(format!("OWN3: {member} holds what cannot be beside node {node}'s records"));
+                }
+            }
+        }
+    }
+
+    /// Has raft close the open epoch once its end is at d1 of the new ensemble.
+    fn perhaps_close(&mut self, node: NodeId, process: u64) {
+        let inherits = self.has(Bug::InheritedDurable);
+        let wait_ms = self.rng.between(1, 60);
+        let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
+        let durable = if inherits { owning.known } else { owning.durable };
+        if !owning.is_closing && durable >= owning.end.at {
+            owning.is_closing = true;
+            let epoch = owning.epoch;
+            self.later(wait_ms, Event::Close { node, process, epoch });
+        }
+    }
+
+    pub(super) fn close(&mut self, node: NodeId, process: u64, epoch: Epoch) {
+        let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
+        if owning.epoch != epoch {
+            return;
+        }
+        let (closes, end) = (owning.closes, owning.end);
+        let (lineage_changes, members) = (owning.lineage_changes, owning.members.clone());
+        let command =
+            Command::CloseEpoch { volume: VOLUME, epoch, closes, last: end.at, chain: end.chain, lineage_changes };
+        let is_done = self.propose(command).is_ok();
+        if is_done {
+            self.note("opened", node, &[epoch.0, end.at.0, u64::from(lineage_changes)]);
+            self.tally.count("epochs opened");
+            self.tally.0.entry("lineages changed").and_modify(|n| *n += u64::from(lineage_changes)).or_insert(0);
+            let verdict = self.ghost.close(epoch, end, lineage_changes);
+            self.judge(verdict);
+            let holds = |node: &NodeId| self.nodes.get(node).is_none_or(|machine| machine.disk.has_synced(end));
+            let copies = members.iter().filter(|node| holds(node)).count();
+            let in_clouds = self.state.volumes[&VOLUME].head.last;
+            if copies < members.len() / 2 + 1 && end.at > in_clouds {
+                self.fail(format!("VIS4: {epoch:?} opened with {copies} synced copies of {:?}", end.at));
+            }
+            if self.lost.is_some_and(|lost| !members.contains(&lost)) {
+                self.lost = None;
+            }
+        }
+        let wait_ms = self.rng.between(1, 40);
+        self.later(wait_ms, Event::Closed { node, process, epoch, is_done });
+    }
+
+    pub(super) fn closed(&mut self, node: NodeId, process: u64, epoch: Epoch, is_done: bool) {
+        let Some(up) = self.up(node, process) else { return };
+        let Role::Owning(owning) = &mut up.role else { return };
+        if owning.epoch != epoch {
+            return;
+        }
+        if !is_done {
+            up.role = Role::None;
+            return;
+        }
+        owning.is_open = true;
+        let mut effects = Vec::new();
+        owning.owner.step(owner::Input::Opened, &mut effects);
+        self.perform_owner(node, process, effects);
+        self.later(1, Event::Write { node, process });
+        self.later(50, Event::Sequence { node, process });
+    }
+
+    /// A guest writes for a while, and asks for a barrier now and then.
+    pub(super) fn write(&mut self, node: NodeId, process: u64) {
+        let count = self.rng.below(6);
+        let (salt, wants_sync, wait_ms) = (self.rng.next(), self.rng.chance(200_000), self.rng.between(1, 40));
+        let lineage = self.state.volumes[&VOLUME].lineage;
+        let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
+        if !owning.is_open {
+            return;
+        }
+        let epoch = owning.epoch;
+        // Guests wait for their acks.
+        let count = if owning.last.at.0 - owning.written.at.0 > 200 { 0 } else { count };
+        let (mut effects, mut made) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let (record, end) = record(epoch, lineage, owning.last, owning.known.min(owning.last.at), salt ^ number);
+            owning.last = end;
+            owning.owner.step(owner::Input::Made { record }, &mut effects);
+            made.push(end);
+        }
+        owning.owner.step(owner::Input::Push, &mut effects);
+        if wants_sync {
+            owning.owner.step(owner::Input::Sync, &mut effects);
+        }
+        for end in made {
+            self.tally.count("records made");
+            let verdict = self.ghost.made(epoch, end);
+            self.judge(verdict);
+        }
+        self.perform_owner(node, process, effects);
+        self.later(wait_ms, Event::Write { node, process });
+    }
+
+    /// The owner appends to the sequence what is at d0; the cloud has it later.
+    pub(super) fn sequence(&mut self, node: NodeId, process: u64) {
+        let (wait_ms, lag_ms) = (self.rng.between(100, 1_500), self.rng.between(10, 2_000));
+        let head = self.state.volumes[&VOLUME].head;
+        let early = self.has(Bug::TrimBeforeDurable);
+        let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
+        let (epoch, last) = (owning.epoch, owning.written);
+        if last.at > head.last {
+            let grant = self.propose(Command::GrantFlush { volume: VOLUME, epoch, key_epoch: KeyEpoch(1) });
+            if let Ok(Answer::Grant(grant)) = grant {
+                let mut hash = [0; 32];
+                hash[..8].copy_from_slice(&(head.seq.0 + 1).to_le_bytes());
+                let append = Command::AppendSequence {
+                    volume: VOLUME,
+                    epoch,
+                    grant,
+                    seq: head.seq.next(),
+                    prev_hash: head.chain,
+                    hash: Hash(hash),
+                    first: head.last.next(),
+                    last: last.at,
+                    journal_chain: last.chain,
+                    record: Bytes::from_static(b"sealed"),
+                    objects: Vec::new(),
+                };
+                if self.propose(append).is_ok() {
+                    self.tally.count("sequence records");
+                    self.later(lag_ms, Event::Cursor { seq: head.seq.0 + 1, epoch });
+                }
+            }
+        }
+        if early {
+            self.step_role(node, process, Told::Trimmed(last.at));
+        }
+        self.later(wait_ms, Event::Sequence { node, process });
+    }
+}
+
+/// A record as journals hold it, and the point at which it stands.
+fn record(epoch: Epoch, lineage: Lineage, before: Point, durable: Jseq, salt: u64) -> (Bytes, Point) {
+    let header = RecordHeader {
+        kind: RecordKind::Unmap,
+        key_epoch: KeyEpoch(1),
+        jseq: before.at.next(),
+        epoch,
+        lineage,
+        start: BlockIndex(0),
+        count: BlockCount(1),
+        durable,
+        prev: before.chain,
+    };
+    let (lead, body) = (header.encode(), salt.to_le_bytes().repeat(5));
+    let end = Point { at: header.jseq, chain: chain(&lead, &body) };
+    ([&lead[..], &body].concat().into(), end)
+}

@@ -1,0 +1,28 @@
+//! Ensembles: seeds that must be green, the same seed twice, and bugs that must be found.
+
+use velum_sim::ensemble::{ALL, Recipe, SEEDS_MAX};
+
+#[test]
+fn ensembles_keep_what_was_acked_through_everything() {
+    for seed in 1..=120 {
+        let run = Recipe::of(seed).run(None);
+        assert!(run.failures.is_empty(), "seed {seed}: {:#?}", run.failures);
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_ensemble() {
+    for seed in [3, 4] {
+        let (first, second) = (Recipe::of(seed).run(None), Recipe::of(seed).run(None));
+        assert_eq!((first.hash, first.events, first.tally), (second.hash, second.events, second.tally), "seed {seed}");
+    }
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    for bug in ALL {
+        let found =
+            (1..=SEEDS_MAX).find(|seed| !Recipe { bug: Some(bug), ..Recipe::of(*seed) }.run(None).failures.is_empty());
+        assert!(found.is_some(), "{bug:?} was not found in {SEEDS_MAX} seeds");
+    }
+}
