@@ -13,7 +13,7 @@ import time
 from cluster import Client, Cluster, Model
 from drill import MIB, Drill, Failed, Nbd, check, say
 
-CYCLES = int(os.environ.get("CYCLES", "100"))
+CYCLES = int(os.environ.get("CYCLES", "12"))
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
 KIND = os.environ.get("KIND", "kill")
 CLIENTS, SIZE = 4, 64 * MIB
