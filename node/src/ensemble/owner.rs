@@ -336,9 +336,12 @@ impl Owner {
         self.members.iter_mut().for_each(|member| member.sent = member.sent.max(self.base.at));
     }
 
+    /// What members are told. Until the epoch is open its own count says nothing: whoever takes over next fences the open epoch's
+    /// ensemble, may find less, and would take what this one kept for damage.
     fn marks(&self) -> Marks {
-        let durable = self.durable.max(self.known_durable);
-        Marks { written: self.written.max(durable), durable, trimmed: self.base.at }
+        let (written, durable) = if self.is_open { (self.written, self.durable) } else { (self.base.at, self.base.at) };
+        let durable = durable.max(self.known_durable);
+        Marks { written: written.max(durable), durable, trimmed: self.base.at }
     }
 
     fn last(&self) -> Jseq {

@@ -158,6 +158,20 @@ fn what_an_earlier_ensemble_synced_is_not_d1_of_this_one() {
     assert!(bench.told().contains(&Effect::Durable(Jseq(3))));
 }
 
+/// An owner had written its end back and told it as d1, and raft closed the epoch for another one, lower, before it could. What its
+/// members had been told was damage to every later takeover.
+#[test]
+fn what_is_written_back_is_no_mark_before_the_epoch_is_open() {
+    let mut bench = Bench::new(4, 2);
+    [OWN, B].into_iter().for_each(|node| bench.took(node, 4, 4));
+    assert!(bench.told().contains(&Effect::Durable(Jseq(4))), "it may be closed");
+    bench.ticks(12);
+    assert!(bench.frames(C).iter().all(|append| append.marks.durable == Jseq(2) && append.marks.written == Jseq(2)));
+    bench.step(Input::Opened);
+    bench.ticks(12);
+    assert_eq!(bench.frames(B).last().unwrap().marks.durable, Jseq(4));
+}
+
 #[test]
 fn an_amnesic_copy_counts_for_d1_only_and_makes_it_d0() {
     let mut bench = Bench::settled(0);
