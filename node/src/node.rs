@@ -22,6 +22,7 @@ mod members;
 mod opening;
 mod ownership;
 mod owning;
+mod quota;
 mod records;
 mod resync;
 mod service;

@@ -106,6 +106,8 @@ pub struct Owner {
     /// d2, as far as records were let go.
     base: Point,
     records: VecDeque<Held>,
+    /// Bytes of them.
+    bytes: u64,
     /// Where the records end that were there at the opening. Earlier owners may have acked them all.
     opened_with: Jseq,
     is_open: bool,
@@ -135,6 +137,7 @@ impl Owner {
             epoch,
             members: members.into_iter().map(Follower::new).collect(),
             base,
+            bytes: records.iter().map(length).sum(),
             records: records.into(),
             opened_with: Jseq(0),
             is_open: false,
@@ -153,6 +156,12 @@ impl Owner {
         own
     }
 
+    /// Bytes of the records that are held: those that are not in the clouds.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes one input.
     pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
         if self.is_over {
@@ -166,6 +175,7 @@ impl Owner {
             Input::Made { record } => {
                 let end = self.point(self.last()).expect("the end is held");
                 let made = judge(end, self.epoch, &[record]).expect("the volume makes records in order");
+                self.bytes += made.iter().map(length).sum::<u64>();
                 self.records.extend(made);
                 self.is_open = true;
             }
@@ -330,6 +340,7 @@ impl Owner {
         self.raise(through, through, effects);
         while self.base.at < through {
             let Some(held) = self.records.pop_front() else { break };
+            self.bytes -= length(&held);
             self.base = Point { at: self.base.at.next(), chain: held.chain };
         }
         // A member that is behind begins anew here.
@@ -359,6 +370,10 @@ impl Owner {
         let held = self.records.get(self.place(at).checked_sub(1)?)?;
         Some(Point { at, chain: held.chain })
     }
+}
+
+fn length(held: &Held) -> u64 {
+    u64::try_from(held.record.len()).expect("a length in memory fits 64 bits")
 }
 
 #[cfg(test)]

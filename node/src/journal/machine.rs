@@ -29,7 +29,7 @@ pub(super) const RING_RECORD_BYTES_MAX: u64 = 40 << 10;
 
 /// Ready files that volumes leave alone: raft needs room to commit the very flushes that trim the journal, and a start
 /// after a crash needs room to write the unsynced tail anew.
-const RESERVE_FILES: usize = 2;
+pub(super) const RESERVE_FILES: usize = 2;
 
 /// Those of them that copies of other nodes' records leave alone as well.
 const RESERVE_FOR_FOREIGN: usize = 1;

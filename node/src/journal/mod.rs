@@ -234,6 +234,13 @@ impl Journal {
         self.shared.trim(stream, machine::REMOVED);
     }
 
+    /// Upper bound of what volumes' records may take: all but what raft and starts need, and a file that is nearly dead.
+    #[must_use]
+    pub fn bytes_for_volumes(&self) -> u64 {
+        let files = u64::try_from(self.settings.files_max().saturating_sub(machine::RESERVE_FILES + 1)).unwrap_or(0);
+        self.settings.file_bytes * files.max(1)
+    }
+
     /// True when bodies of `bytes` in all can be appended for volumes now.
     #[must_use]
     pub fn has_room(&self, bytes: u64) -> bool {

@@ -113,6 +113,12 @@ impl State {
         self.nodes.get_mut(&node).filter(|entry| !entry.retired).ok_or(Rejection::NoSuchNode(node))
     }
 
+    /// How many nodes the cluster has: those that were not retired.
+    #[must_use]
+    pub fn present_nodes(&self) -> u64 {
+        u64::try_from(self.nodes.values().filter(|entry| !entry.retired).count()).unwrap_or(u64::MAX - 1)
+    }
+
     /// Whether a node keeps the journal of a volume, or may have to be fenced for one.
     #[must_use]
     pub fn keeps(&self, node: NodeId) -> bool {

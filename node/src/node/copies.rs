@@ -4,7 +4,8 @@
 //! speaks to this node's own copy as to any other: what it sends to this node comes back by itself. Answers of members are
 //! handed to whoever listens for the volume.
 //!
-//! What the journal has no room for is not taken and not answered: the owner sends it again, and counts on others meanwhile.
+//! Of records that the journal has no room for the first ones are taken that fit: the owner sends the rest again, and counts on
+//! others meanwhile.
 
 mod found;
 mod shell;
@@ -16,6 +17,7 @@ use std::{
     rc::Rc,
 };
 
+use bytes::Bytes;
 use velum_protocol::{
     id::{ClusterId, NodeId, VolumeId},
     peer::{Frame, ensemble::Life},
@@ -23,7 +25,7 @@ use velum_protocol::{
 
 pub(super) use found::{FoundCopies, Known};
 
-use super::start::StartError;
+use super::{quota::Quota, start::StartError};
 use crate::{
     actor::{self, Handle},
     ensemble::member::{Found, Input, Member},
@@ -55,6 +57,7 @@ struct Inner {
     links: Links,
     /// Whether a volume is there.
     is_volume: Box<dyn Fn(VolumeId) -> bool>,
+    quota: Rc<Quota>,
     copies: RefCell<BTreeMap<VolumeId, Handle<Input>>>,
     ears: RefCell<BTreeMap<VolumeId, Rc<dyn Ear>>>,
 }
@@ -67,6 +70,7 @@ pub(super) struct Surroundings {
     pub(super) journal: Rc<Journal>,
     pub(super) links: Links,
     pub(super) is_volume: Box<dyn Fn(VolumeId) -> bool>,
+    pub(super) quota: Quota,
 }
 
 impl Copies {
@@ -76,7 +80,7 @@ impl Copies {
     /// When a promise cannot be written.
     pub(super) async fn start(around: Surroundings, found: FoundCopies) -> Result<Self, StartError> {
         let FoundCopies { promises, life, copies } = found;
-        let Surroundings { env, cluster, node, journal, links, is_volume } = around;
+        let Surroundings { env, cluster, node, journal, links, is_volume, quota } = around;
         let inner = Inner {
             env,
             cluster,
@@ -86,6 +90,7 @@ impl Copies {
             journal,
             links,
             is_volume,
+            quota: Rc::new(quota),
             copies: RefCell::default(),
             ears: RefCell::default(),
         };
@@ -111,6 +116,11 @@ impl Copies {
         known.unwrap_or_else(|| self.begin(found::nothing(volume, self.0.life)))
     }
 
+    /// What this node's own volumes may take of journals.
+    pub(super) fn quota(&self) -> Rc<Quota> {
+        Rc::clone(&self.0.quota)
+    }
+
     /// Has `ear` told what members say of a volume, instead of whoever was before.
     pub(super) fn listen(&self, volume: VolumeId, ear: Rc<dyn Ear>) {
         self.0.ears.borrow_mut().insert(volume, ear);
@@ -124,12 +134,9 @@ impl Copies {
     /// A node says something about an ensemble.
     pub(super) fn hear(&self, from: NodeId, frame: Frame) {
         match frame {
-            Frame::Append(append) => {
-                let bytes: usize = append.records.iter().map(bytes::Bytes::len).sum();
-                let room = self.0.journal.has_room_for_foreign(u64::try_from(bytes).unwrap_or(u64::MAX));
-                if room && (self.0.is_volume)(append.volume) {
-                    self.copy(append.volume).call(Input::Append(from, append));
-                }
+            Frame::Append(mut append) if (self.0.is_volume)(append.volume) => {
+                append.records.truncate(self.fitting(&append.records));
+                self.copy(append.volume).call(Input::Append(from, append));
             }
             Frame::Fence(fence) if (self.0.is_volume)(fence.volume) => {
                 self.copy(fence.volume).call(Input::Fence(from, fence));
@@ -146,6 +153,20 @@ impl Copies {
             Frame::Tail(ref tail) => self.tell(tail.volume, from, frame),
             _ => {}
         }
+    }
+
+    /// How many of these records there is room for, from the first on. The marks beside them are always taken: they make room.
+    fn fitting(&self, records: &[Bytes]) -> usize {
+        let length = |record: &Bytes| u64::try_from(record.len()).expect("a length in memory fits 64 bits");
+        if self.0.journal.has_room_for_foreign(records.iter().map(length).sum()) {
+            return records.len();
+        }
+        let mut bytes = 0;
+        let fits = |record: &&Bytes| {
+            bytes += length(record);
+            self.0.journal.has_room_for_foreign(bytes)
+        };
+        records.iter().take_while(fits).count()
     }
 
     fn tell(&self, volume: VolumeId, from: NodeId, frame: Frame) {

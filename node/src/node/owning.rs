@@ -16,7 +16,10 @@ use velum_protocol::{
     peer::{Frame, ensemble::Point},
 };
 
-use super::copies::{Copies, Ear};
+use super::{
+    copies::{Copies, Ear},
+    quota::Quota,
+};
 use crate::{
     actor::{self, Handle, Machine, Shell},
     ensemble::{
@@ -36,6 +39,7 @@ pub(super) struct Owning {
     machine: Rc<RefCell<Stepped>>,
     marks: Rc<Marks>,
     journal: Rc<Journal>,
+    quota: Rc<Quota>,
 }
 
 /// Ticks without a word after which a member is gone.
@@ -57,6 +61,8 @@ pub(super) enum Standing {
 struct Marks {
     /// The last record made.
     made: Cell<Jseq>,
+    /// Bytes of records that the quota knows of.
+    counted: Cell<u64>,
     written: Cell<Jseq>,
     durable: Cell<Jseq>,
     on_written: RefCell<Option<OnWritten>>,
@@ -87,10 +93,18 @@ impl Owning {
         let shell = OwnerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
         let handle = actor::start(Rc::clone(&env.clock), Shared(Rc::clone(&machine)), shell);
         copies.listen(volume, Rc::new(OwnerEar(handle.clone(), asking.clone())));
-        let own = Self { handle, asking, machine, marks, journal: Rc::clone(journal) };
+        let (journal, quota) = (Rc::clone(journal), copies.quota());
+        let own = Self { handle, asking, machine, marks, journal, quota };
         own.handle.call(Input::Tick);
+        own.count();
         own.tick(env);
         own
+    }
+
+    /// Tells the quota what the records take now.
+    fn count(&self) {
+        let now = self.machine.borrow().owner.as_ref().map_or(0, Owner::bytes);
+        self.quota.change(self.marks.counted.replace(now), now);
     }
 
     fn tick(&self, env: &Env) {
@@ -143,6 +157,7 @@ impl Owning {
     /// No more: what waits for a mark waits for ever.
     pub(super) fn stop(&self) {
         self.machine.borrow_mut().owner = None;
+        self.count();
         *self.marks.on_written.borrow_mut() = None;
         self.marks.asked.take();
         self.marks.asked_since.take();
@@ -153,6 +168,7 @@ impl Records for Owning {
     fn append(&self, _epoch: Epoch, jseq: Jseq, record: &[u8]) -> Result<(), JournalFailed> {
         self.marks.made.set(jseq);
         self.handle.call(Input::Made { record: Bytes::copy_from_slice(record) });
+        self.count();
         Ok(())
     }
 
@@ -186,15 +202,19 @@ impl Records for Owning {
 
     fn trim(&self, _epoch: Epoch, through: Jseq) {
         self.handle.call(Input::Trimmed(through));
+        self.count();
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        self.journal.has_room(bytes)
+        self.quota.has_room(bytes) && self.journal.has_room(bytes)
     }
 
     fn room(&self, bytes: u64) -> Local<Result<(), JournalFailed>> {
-        let room = self.journal.room(bytes);
-        Box::pin(async move { room.await.map_err(|_| JournalFailed) })
+        let (quota, journal) = (Rc::clone(&self.quota), Rc::clone(&self.journal));
+        Box::pin(async move {
+            quota.room(bytes).await;
+            journal.room(bytes).await.map_err(|_| JournalFailed)
+        })
     }
 }
 

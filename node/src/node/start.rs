@@ -33,6 +33,7 @@ use super::{
     layout::Layout,
     members::{self, Peers},
     ownership::{self, Ownership},
+    quota::Quota,
     resync,
     switches::{self, Switches},
 };
@@ -311,7 +312,7 @@ async fn begin_ownership(
         alone: ownership::kept_alone(&state.borrow(), node),
     };
     let found = FoundCopies::look(env, known).await?;
-    let volumes = Rc::clone(state);
+    let (volumes, nodes, share) = (Rc::clone(state), Rc::clone(state), journal.bytes_for_volumes());
     let around = copies::Surroundings {
         env: env.clone(),
         cluster,
@@ -319,6 +320,7 @@ async fn begin_ownership(
         journal: Rc::clone(journal),
         links: peers.links.clone(),
         is_volume: Box::new(move |id| volumes.borrow().volumes.get(&id).is_some_and(|volume| !volume.deleted)),
+        quota: Quota::new(Box::new(move || share / (nodes.borrow().present_nodes() + 1))),
     };
     let ownership = Rc::new(Ownership::new(Copies::start(around, found).await?, peers.links.clone()));
     let hearing: Rc<dyn Hearing> = ownership.clone();
