@@ -25,13 +25,20 @@ pub(super) async fn find(sources: &Sources, keyring: &Keyring) -> Result<History
     // A life that ended before its first catalogue record started from the record that its claim names.
     for life in (1..=newest.0).rev().map(Incarnation) {
         let before = claims.get(&life).map_or(0, |claim| claim.catalogue.0);
-        let end = claims.get(&life.next()).map_or(u64::MAX, |claim| claim.catalogue.0);
+        let end = end_of(&claims, life, |claim| claim.catalogue.0);
         let open = |number| async move { catalogue(sources, keyring, life, number).await };
         if let Some((catalogue, hash)) = last(before, end, open).await {
             return Ok(History { incarnation: newest, claims, catalogue, hash });
         }
     }
     Err(RecoverError::NoCatalogue)
+}
+
+/// The last number of a life that counts, given what each claim says where its own life began: whatever any later life did not
+/// take over is void for good. A life in between may have taken it over and ended, without a copy of it in enough clouds for
+/// the next one to find; with it would come back what later lives wrote something else in place of.
+pub(super) fn end_of(claims: &BTreeMap<Incarnation, Claim>, life: Incarnation, began: impl Fn(&Claim) -> u64) -> u64 {
+    claims.range(life.next()..).map(|(_, claim)| began(claim)).min().unwrap_or(u64::MAX)
 }
 
 async fn claims(sources: &Sources, keyring: &Keyring) -> BTreeMap<Incarnation, Claim> {
@@ -94,6 +101,19 @@ mod tests {
             }
         })
         .expect("nothing here waits");
+    }
+
+    #[test]
+    fn what_any_later_life_did_not_take_over_is_void() {
+        let claim = |life, number| {
+            let (cluster, claim) = (velum_protocol::id::ClusterId([0; 16]), [0; 16]);
+            let incarnation = Incarnation(life);
+            (incarnation, Claim { cluster, incarnation, claim, catalogue: (number, Hash([0; 32])), heads: Vec::new() })
+        };
+        // The second life saw number 3 in one cloud, the third one did not, the fourth one made up for it.
+        let claims = BTreeMap::from([claim(2, 3), claim(3, 2), claim(4, 5)]);
+        let ends = [1, 2, 3, 4].map(|life| end_of(&claims, Incarnation(life), |claim| claim.catalogue.0));
+        assert_eq!(ends, [2, 2, 5, u64::MAX]);
     }
 
     #[test]

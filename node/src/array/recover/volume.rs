@@ -8,6 +8,7 @@ use velum_protocol::{
     format::{
         catalogue::CatalogueVolume,
         checkpoint::{ROOT_OBJECT_BYTES_MAX, STUB_BYTES_MAX, Stub},
+        claim::{Claim, ClaimedHead},
         metadata::CloudName,
         page::RootPayload,
         sequence::RECORD_BYTES_MAX,
@@ -81,7 +82,7 @@ impl Search<'_> {
         let mut reached = None;
         for life in (1..=self.history.incarnation.0).rev().map(Incarnation) {
             let before = self.started(life).map_or(0, |head| head.checkpoint);
-            let mut end = self.ended(life, |head| head.checkpoint);
+            let mut end = self.last_checkpoint(life);
             while end > before {
                 let open = async |number| self.stub(life, number).await.map(|stub| (number, stub));
                 let Some((number, stub)) = lives::last(before, end, open).await else { break };
@@ -195,16 +196,14 @@ impl Search<'_> {
     }
 
     /// Where the volume stood when a life began; `None` when it did not exist.
-    fn started(&self, life: Incarnation) -> Option<&velum_protocol::format::claim::ClaimedHead> {
+    fn started(&self, life: Incarnation) -> Option<&ClaimedHead> {
         self.history.claims.get(&life).and_then(|claim| claim.head(self.entry.volume))
     }
 
-    /// Something of where the volume stood when a life ended; the highest number while it goes on.
-    fn ended(&self, life: Incarnation, what: impl Fn(&velum_protocol::format::claim::ClaimedHead) -> u64) -> u64 {
-        match self.history.claims.get(&life.next()) {
-            Some(claim) => claim.head(self.entry.volume).map_or(0, what),
-            None => u64::MAX,
-        }
+    /// The last checkpoint of a life that counts.
+    fn last_checkpoint(&self, life: Incarnation) -> u64 {
+        let began = |claim: &Claim| claim.head(self.entry.volume).map_or(0, |head| head.checkpoint);
+        lives::end_of(&self.history.claims, life, began)
     }
 
     /// The life that wrote record `seq`: the last one that started before it.
