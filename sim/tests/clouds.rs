@@ -17,7 +17,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use velum_node::{
-    cloud::{Cloud, CloudError, CloudSet, FetchError, Fetcher, identity::Identity},
+    cloud::{
+        Cloud, CloudError, CloudSet, FetchError, Fetcher,
+        identity::{Identity, Place, Standing},
+    },
     config::CloudConfig,
     env::Env,
     keyring::{
@@ -62,6 +65,10 @@ struct World {
 
 impl World {
     fn new(sim: &Rc<Sim>) -> Self {
+        Self::with(sim, Place { may_be_new: true, is_shared: false })
+    }
+
+    fn with(sim: &Rc<Sim>, place: Place) -> Self {
         let real: Vec<_> = NAMES.iter().map(|name| SimCloud::new(Rc::clone(sim), name)).collect();
         let by_url: BTreeMap<_, _> = real.iter().map(|cloud| (cloud.name().to_owned(), Rc::clone(cloud))).collect();
         let wires = Wires::new(Rc::clone(sim), Rng::new(sim.seed(), "wires"));
@@ -85,7 +92,7 @@ impl World {
             cloud.store(IDENTITY_NAME, identity_object.clone());
         }
         let identity = Identity { object: identity_object, slots: slots_object, generation: 1 };
-        let set = CloudSet::open(&env, &configs, 2, (&identity, &BTreeSet::new()), &metrics).unwrap();
+        let set = CloudSet::open(&env, &configs, 2, (&identity, &|_| place), &metrics).unwrap();
         let wrapped = keyring.new_volume_keys(&*env.entropy, VOLUME, KeyEpoch(1));
         let keys = keyring.volume(VOLUME, &wrapped).unwrap();
         let fetcher = Fetcher::new(&env, &set, keyring.clone());
@@ -486,6 +493,41 @@ fn a_cloud_that_was_emptied_takes_nothing_until_it_begins_anew() {
                 assert_eq!(cloud.state(), CloudState::Up);
                 cloud.put("velum/x", Bytes::from_static(b"1")).await.unwrap();
                 assert!(world.real[0].bucket.borrow().pristine().contains_key(IDENTITY_NAME));
+            })
+        },
+    );
+    assert!(run.failures.is_empty(), "{:?}", run.failures);
+}
+
+/// A node that started after a cloud was emptied, and whose metadata told of nothing in that, once made itself at home there.
+/// The owner of a volume had stored segments there before, saw the identity in its place, and stored a record over them.
+#[test]
+fn a_place_that_others_use_too_is_not_taken_for_a_new_one() {
+    let run = simulate(
+        33,
+        || None,
+        |sim| {
+            Box::pin(async move {
+                let world = World::with(&sim, Place { may_be_new: true, is_shared: true });
+                let (empty, cloud) = (world.cloud(0), world.cloud(1));
+                world.real[0].empty(false);
+                assert!(matches!(empty.put("velum/x", Bytes::from_static(b"1")).await, Err(CloudError::NotOurs(_))));
+                assert_eq!((empty.standing(), empty.state()), (Standing::Unclaimed, CloudState::Emptied));
+                assert!(world.real[0].bucket.borrow().pristine().is_empty());
+                let closed = empty.close().await.unwrap();
+                empty.begin_anew(closed).await.unwrap();
+                assert_eq!(empty.state(), CloudState::Up, "it begins when all have agreed");
+
+                cloud.confirm().await.unwrap();
+                assert_eq!(cloud.standing(), Standing::Ours, "it holds the identity");
+                let closed = cloud.close().await.unwrap();
+                closed.expect_nothing();
+                world.real[1].empty(true);
+                drop(closed);
+                assert!(cloud.confirm().await.is_err(), "another node claims it");
+                world.real[1].put_back();
+                cloud.confirm().await.unwrap();
+                assert_eq!(cloud.state(), CloudState::Up, "nothing was believed of it");
             })
         },
     );

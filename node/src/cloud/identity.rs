@@ -3,7 +3,8 @@
 //! A layer of [`super::Cloud`]. The first request looks at the identity object. The cluster's own lets requests pass; another
 //! cluster's refuses them all; none means that the place is new (the identity and key slots are stored) or, when this cloud
 //! has been in use before, that somebody emptied it, which is refused too: a cloud that has lost what others believe it holds
-//! must not quietly start over.
+//! must not quietly start over. Where several nodes use a cloud, one that knows of nothing there cannot tell: others may have
+//! stored something since. There a place without identity stays out of use until all have agreed to believe nothing of it.
 //!
 //! A place can be emptied or replaced while the node runs as well. So whoever is about to count on what was stored there asks
 //! [`Guard::look`] for the identity once more, after the last object and before it counts: what was found in its place then
@@ -51,6 +52,17 @@ pub enum Standing {
     Foreign,
     /// It was found wrong and holds the cluster's identity again; what else it holds is not known.
     Returned,
+    /// It holds no identity, and this node knows of nothing there; other nodes may.
+    Unclaimed,
+}
+
+/// What a node knows of a place before it looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// It knows of nothing that was stored there.
+    pub may_be_new: bool,
+    /// Other nodes store things there, too.
+    pub is_shared: bool,
 }
 
 /// See the module.
@@ -58,6 +70,7 @@ pub struct Guard {
     store: Rc<dyn CloudStore>,
     identity: Identity,
     may_be_new: Cell<bool>,
+    is_shared: bool,
     standing: Cell<Standing>,
     closed: Cell<bool>,
     visits: Cell<usize>,
@@ -65,13 +78,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Guards the place behind `store`. With `may_be_new`, a place without identity object becomes the cluster's.
+    /// Guards the place behind `store`. One without identity object becomes the cluster's when it may be new and is not shared.
     #[must_use]
-    pub fn new(store: Rc<dyn CloudStore>, identity: Identity, may_be_new: bool) -> Rc<Self> {
+    pub fn new(store: Rc<dyn CloudStore>, identity: Identity, place: Place) -> Rc<Self> {
         Rc::new(Self {
             store,
             identity,
-            may_be_new: Cell::new(may_be_new),
+            may_be_new: Cell::new(place.may_be_new),
+            is_shared: place.is_shared,
             standing: Cell::new(Standing::Unseen),
             closed: Cell::new(false),
             visits: Cell::new(0),
@@ -93,12 +107,15 @@ impl Guard {
     pub async fn look(&self) -> Result<(), CloudStoreError> {
         let found = match self.store.get(IDENTITY_NAME, IDENTITY_BYTES_MAX).await {
             Ok(found) if found == self.identity.object => match self.standing.get() {
-                Standing::Unseen | Standing::Ours => Standing::Ours,
+                Standing::Unseen | Standing::Ours | Standing::Unclaimed => Standing::Ours,
                 Standing::Emptied | Standing::Foreign | Standing::Returned => Standing::Returned,
             },
             Ok(_) => Standing::Foreign,
-            Err(CloudStoreError::NotFound) if self.may_be_new.get() => return self.claim().await,
-            Err(CloudStoreError::NotFound) => Standing::Emptied,
+            Err(CloudStoreError::NotFound) => match self.may_be_new.get() {
+                true if !self.is_shared => return self.claim().await,
+                true => Standing::Unclaimed,
+                false => Standing::Emptied,
+            },
             Err(error) => return Err(error),
         };
         self.set(found);
@@ -155,6 +172,10 @@ impl Guard {
             }
             Standing::Foreign => {
                 "it holds another cluster's data; correct its URL, or bring that cluster back with `velum recover`"
+            }
+            Standing::Unclaimed => {
+                "it holds no identity object, and whether anything of this cluster was there is not known to this node; the \
+                 leader claims it if nothing was, or `velum cloud resync` fills it anew"
             }
             Standing::Returned => "it is back, and how far it reaches is looked at again",
         };
@@ -215,8 +236,8 @@ pub struct Closed {
 }
 
 impl Closed {
-    /// The place may be new from now on, for nothing is believed to be there.
-    pub(super) fn expect_nothing(&self) {
+    /// Nothing is believed to be in the place from now on.
+    pub fn expect_nothing(&self) {
         self.guard.may_be_new.set(true);
         self.guard.standing.set(Standing::Unseen);
     }

@@ -9,7 +9,7 @@ use super::{
     admission::Admission,
     attempts::{Deadline, Meter, Retry},
     governor::View,
-    identity::{Closed, Guard, Identity, Standing, Visit},
+    identity::{Closed, Guard, Identity, Place, Standing, Visit},
     layer::Layered,
 };
 use crate::{
@@ -109,13 +109,13 @@ const STORE_ROUNDS: u32 = 2;
 
 impl Cloud {
     /// Puts the policy around a store. The place is the cluster's when it holds `identity`, and becomes so when it holds
-    /// none and `may_be_new`.
+    /// none, as [`Place`] says.
     #[must_use]
     pub fn new(
         env: &Env,
         name: CloudName,
         store: Rc<dyn CloudStore>,
-        (identity, may_be_new): (Identity, bool),
+        (identity, place): (Identity, Place),
         metrics: CloudMetrics,
     ) -> Rc<Self> {
         let clock = &env.clock;
@@ -128,7 +128,7 @@ impl Cloud {
         let store = Layered::around(store, Rc::new(deadline));
         let store = Layered::around(store, Rc::new(meter));
         let store = Layered::around(store, Rc::clone(&admission));
-        let guard = Guard::new(Rc::clone(&store), identity, may_be_new);
+        let guard = Guard::new(Rc::clone(&store), identity, place);
         let once = Layered::around(store, Rc::clone(&guard));
         let store = Layered::around(Rc::clone(&once), Rc::new(retry));
         let (damaged, missing) = (Cell::default(), Cell::default());
@@ -263,8 +263,8 @@ impl Cloud {
         self.guard.close().await
     }
 
-    /// Takes the place as one in which nothing is believed to be, and claims it. What cannot be done now is done with the
-    /// first request.
+    /// Takes the place as one in which nothing is believed to be, and claims it. What cannot be done now is done when the place
+    /// was looked at again.
     ///
     /// # Errors
     /// `NotOurs` when it is another cluster's; else when the cloud does not answer.
@@ -284,7 +284,7 @@ impl Cloud {
     #[must_use]
     pub fn state(&self) -> CloudState {
         match self.guard.standing() {
-            Standing::Emptied => CloudState::Emptied,
+            Standing::Emptied | Standing::Unclaimed => CloudState::Emptied,
             Standing::Foreign => CloudState::Foreign,
             Standing::Returned => CloudState::Returned,
             Standing::Unseen | Standing::Ours if !self.admission.governor().view().up => CloudState::Away,

@@ -1,12 +1,12 @@
 //! The configured clouds together.
 
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use futures_util::future::join_all;
 use velum_protocol::format::metadata::CloudName;
 
 use super::{
-    identity::{Identity, Standing},
+    identity::{Identity, Place, Standing},
     one::Cloud,
 };
 use crate::{
@@ -40,8 +40,8 @@ pub struct CloudSet {
 }
 
 impl CloudSet {
-    /// Opens the clouds of the cluster that `identity` names. Those whose URLs are in `used` have been in use before and
-    /// must hold it already. No request is made.
+    /// Opens the clouds of the cluster that `identity` names. `place` says of a URL whether it has been in use before and must
+    /// hold that already. No request is made.
     ///
     /// # Errors
     /// When a URL or option is not understood.
@@ -49,14 +49,14 @@ impl CloudSet {
         env: &Env,
         configs: &[CloudConfig],
         quorum: usize,
-        (identity, used): (&Identity, &BTreeSet<String>),
+        (identity, place): (&Identity, &dyn Fn(&str) -> Place),
         metrics: &Metrics,
     ) -> Result<Self, OpenCloudError> {
         let open = |config: &CloudConfig| {
             let CloudConfig { name, url, options } = config;
             let failed = |source| OpenCloudError { cloud: name.clone(), url: url.clone(), source };
             let store = env.clouds.open(url, options).map_err(failed)?;
-            let place = (identity.clone(), !used.contains(url));
+            let place = (identity.clone(), place(url));
             Ok(Cloud::new(env, CloudName(name.clone()), store, place, metrics.cloud(name)))
         };
         Ok(Self { clouds: configs.iter().map(open).collect::<Result<_, _>>()?, quorum })
@@ -81,5 +81,6 @@ impl CloudSet {
 }
 
 fn needs_a_look(cloud: &Cloud) -> bool {
-    cloud.state() == CloudState::Away || matches!(cloud.standing(), Standing::Emptied | Standing::Foreign)
+    cloud.state() == CloudState::Away
+        || matches!(cloud.standing(), Standing::Emptied | Standing::Unclaimed | Standing::Foreign)
 }

@@ -273,6 +273,15 @@ impl State {
         self.volumes.iter().find(|(_, volume)| volume.name == name && !volume.deleted).map(|(id, volume)| (*id, volume))
     }
 
+    /// True when some volume has come to lie in a cloud, as far as cursors say.
+    #[must_use]
+    pub fn is_in_use(&self, cloud: &CloudName) -> bool {
+        self.volumes.values().any(|volume| {
+            volume.cursors.get(cloud).is_some_and(|seq| seq.0 > 0)
+                || volume.checkpoint_cursors.get(cloud).is_some_and(|number| *number > 0)
+        })
+    }
+
     /// How often a cloud has begun anew.
     #[must_use]
     pub fn beginning(&self, cloud: &CloudName) -> u64 {

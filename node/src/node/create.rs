@@ -10,7 +10,7 @@ use velum_protocol::{format::metadata::CloudName, id::ClusterId};
 
 use super::{files, layout::Layout, start::StartError};
 use crate::{
-    cloud::identity::{Guard, Identity},
+    cloud::identity::{Guard, Identity, Place},
     config::NodeConfig,
     consensus::{self, Member},
     env::{CloudStoreError, Env},
@@ -132,7 +132,8 @@ async fn claim_clouds(env: &Env, config: &NodeConfig, identity: &Identity) -> Re
     let clouds = config.placed_clouds();
     let claims = clouds.iter().map(|cloud| async move {
         let store = env.clouds.open(&cloud.url, &cloud.options)?;
-        Guard::new(store, identity.clone(), true).look().await
+        let place = Place { may_be_new: true, is_shared: false };
+        Guard::new(store, identity.clone(), place).look().await
     });
     let mut claimed = 0;
     let mut first_error = None;

@@ -2,14 +2,16 @@
 //!
 //! An operator asks for it when a cloud was emptied for good. It comes by itself when a place was found wrong and holds the
 //! cluster's identity again: a disk that was not mounted, a bucket put back from a copy. Then it may hold all that it held, or
-//! less; what is there is looked at and not sent again.
+//! less; what is there is looked at and not sent again. And the keeper of several nodes has a place begin that nothing lies in.
 //!
 //! The order matters. First nothing may be under way in the cloud that still goes by the old cursors. Then Raft sets the
 //! cursors to nothing. Only then may the place be claimed: an identity stands for a place about which the cursors are right.
 //! A crash in between leaves cursors at nothing or an identity that is missing, and either is dealt with by the next start.
 //!
 //! With several nodes any of them may begin. The metadata counts how often a cloud has begun anew; the others see the count
-//! rise and start over with it too, and what they still say by the old cursors is refused.
+//! rise and start over with it too, and what they still say by the old cursors is refused. None of them takes an empty place for
+//! a new one by itself: the owner of a volume may have stored segments there that no cursor tells of yet, and would go on
+//! without them when somebody had claimed the place since it was emptied.
 
 use std::{
     rc::{Rc, Weak},
@@ -21,10 +23,7 @@ use velum_protocol::format::metadata::{CloudName, Command};
 use super::Assembly;
 use crate::{
     actor,
-    cloud::{
-        Cloud, CloudError,
-        identity::{Closed, Standing},
-    },
+    cloud::{Cloud, CloudError, identity::Standing},
     metadata::Rejection,
 };
 
@@ -68,11 +67,11 @@ async fn look(node: &Weak<Assembly>) -> bool {
             }
         }
     }
-    for cloud in node.clouds.clouds.iter().filter(|cloud| cloud.standing() == Standing::Returned) {
+    for cloud in node.clouds.clouds.iter().filter(|cloud| node.may_begin(cloud)) {
         match node.begin_anew(cloud).await {
-            Ok(()) => tracing::info!(cloud = cloud.name().0, "the cloud is back; what it lacks is brought to it"),
+            Ok(()) => tracing::info!(cloud = cloud.name().0, "the cloud is there; what it lacks is brought to it"),
             Err(error) => {
-                tracing::warn!(cloud = cloud.name().0, %error, "the cloud is back and cannot be used yet; trying again");
+                tracing::warn!(cloud = cloud.name().0, %error, "the cloud is there and cannot be used yet; trying again");
             }
         }
     }
@@ -93,29 +92,40 @@ impl Assembly {
         Ok(())
     }
 
+    /// Whether a cloud begins anew without being asked to.
+    fn may_begin(&self, cloud: &Cloud) -> bool {
+        match cloud.standing() {
+            Standing::Returned => true,
+            // What this node knew when it started may have been old.
+            Standing::Unclaimed => self.array.is_keeper() && !self.metadata.with(|state| state.is_in_use(cloud.name())),
+            Standing::Unseen | Standing::Ours | Standing::Emptied | Standing::Foreign => false,
+        }
+    }
+
     async fn begin_anew(&self, cloud: &Rc<Cloud>) -> Result<(), ResyncError> {
         let closed = cloud.close().await.ok_or(ResyncError::Begun)?;
         self.array.agree(Command::ResyncCloud { cloud: cloud.name().clone() }).await?;
-        self.start_over(cloud, closed).await
-    }
-
-    /// Begins anew with a cloud because another node had it do so.
-    async fn follow(&self, cloud: &Rc<Cloud>) -> Result<(), ResyncError> {
-        let closed = cloud.close().await.ok_or(ResyncError::Begun)?;
-        self.start_over(cloud, closed).await
-    }
-
-    async fn start_over(&self, cloud: &Rc<Cloud>, closed: Closed) -> Result<(), ResyncError> {
-        let name = cloud.name();
-        self.array.forget_cloud(name);
-        self.catalogue.start_over(name);
-        for (_, open) in self.open.all() {
-            open.array.start_over(name);
-        }
+        self.start_over(cloud.name());
         match cloud.begin_anew(closed).await {
             // It goes on by itself when it answers.
             Ok(()) | Err(CloudError::Away(_) | CloudError::Denied(_) | CloudError::Refused(_)) => Ok(()),
             Err(error) => Err(ResyncError::Cloud(error)),
+        }
+    }
+
+    /// Begins anew with a cloud because another node had it do so. That one claims the place.
+    async fn follow(&self, cloud: &Rc<Cloud>) -> Result<(), ResyncError> {
+        let closed = cloud.close().await.ok_or(ResyncError::Begun)?;
+        self.start_over(cloud.name());
+        closed.expect_nothing();
+        Ok(())
+    }
+
+    fn start_over(&self, name: &CloudName) {
+        self.array.forget_cloud(name);
+        self.catalogue.start_over(name);
+        for (_, open) in self.open.all() {
+            open.array.start_over(name);
         }
     }
 }

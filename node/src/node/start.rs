@@ -44,7 +44,10 @@ use crate::{
     },
     audit::Audit,
     cache::{DiskCache, DiskCacheSettings, MemoryCache},
-    cloud::{CloudSet, Fetcher, OpenCloudError, identity::Identity},
+    cloud::{
+        CloudSet, Fetcher, OpenCloudError,
+        identity::{Identity, Place},
+    },
     config::{CloudConfig, Listen, NodeConfig},
     consensus::{self, Consensus, ConsensusError},
     env::{CloudStoreError, Credentials, Env, Listener},
@@ -431,7 +434,8 @@ async fn assemble(
     let audit = Rc::new(Audit::new(Rc::clone(&env.clock), Arc::clone(&metrics)));
     let quorum = metadata.with(|state| usize::try_from(state.quorum).unwrap_or(usize::MAX));
     let used = used_clouds(&config, &metadata);
-    let clouds = CloudSet::open(&env, &config.placed_clouds(), quorum, (&identity, &used), &metrics)?;
+    let place = |url: &str| Place { may_be_new: !used.contains(url), is_shared: peers.is_some() };
+    let clouds = CloudSet::open(&env, &config.placed_clouds(), quorum, (&identity, &place), &metrics)?;
     let fetcher = Fetcher::new(&env, &clouds, keyring.clone());
     let disk_cache = DiskCache::open(&env, disk_cache_settings(&config, &keyring)).await;
     let clouds = Rc::new(clouds);
@@ -560,14 +564,8 @@ impl Assembly {
 /// URLs of the clouds that have taken something of this cluster: those must hold its identity.
 fn used_clouds(config: &NodeConfig, metadata: &Metadata) -> BTreeSet<String> {
     metadata.with(|state| {
-        let used = |name: &CloudName| {
-            state.volumes.values().any(|volume| {
-                volume.cursors.get(name).is_some_and(|seq| seq.0 > 0)
-                    || volume.checkpoint_cursors.get(name).is_some_and(|number| *number > 0)
-            })
-        };
         let clouds = config.placed_clouds().into_iter();
-        clouds.filter(|cloud| used(&CloudName(cloud.name.clone()))).map(|cloud| cloud.url).collect()
+        clouds.filter(|cloud| state.is_in_use(&CloudName(cloud.name.clone()))).map(|cloud| cloud.url).collect()
     })
 }
 

@@ -101,6 +101,10 @@ async fn step(context: &VolumeContext, cloud: &Cloud, from: Seq, through: Seq) -
             Outcome::Failed { through: nothing }
         };
     }
+    // What was brought there before may be gone.
+    if context.array.is_behind(cloud.name()) {
+        return Outcome::Failed { through: nothing };
+    }
     let mut reached = nothing;
     for (seq, record) in records {
         if put_record(context, &keys, cloud, seq, &record).await.is_none() {
