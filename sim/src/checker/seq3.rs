@@ -20,7 +20,7 @@ pub fn check_stored(ledger: &Ledger, cloud: &str, id: &ObjectId) -> Verdict {
         return Ok(());
     }
     match ledger.check_whole(cloud, *id) {
-        Err(why) if id.kind != ObjectKind::Stub || !is_overtaken(ledger, cloud, id) => return Err(why),
+        Err(why) if !is_overtaken(ledger, cloud, id) => return Err(why),
         _ => {}
     }
     // What a node of an earlier life had under way when it died is void and bound to nothing.
@@ -33,17 +33,25 @@ pub fn check_stored(ledger: &Ledger, cloud: &str, id: &ObjectId) -> Verdict {
     Ok(())
 }
 
-/// True when the cloud has a newer checkpoint, whole but for its own stub. A cloud that was away gets the stubs it missed
-/// after that, lowest first, so that there is no gap among them; their roots may be gone everywhere by then.
-fn is_overtaken(ledger: &Ledger, cloud: &str, stub: &ObjectId) -> bool {
-    let Some(Meaning::Stub(missed)) = ledger.held(cloud, stub).map(|known| &*known.meaning) else { return false };
-    let roots = ledger.holdings[cloud].of(ObjectKind::Root, stub.volume);
+/// True of a checkpoint when the cloud has a newer one, whole but for its own stub. A cloud that was away gets the stubs it
+/// missed after that, lowest first, so that there is no gap among them; their roots may be gone everywhere by then. And an
+/// owner that was frozen over its draft may store the root of that before it hears that another one has gone on: nobody comes
+/// to agree on it, and what it names may be reclaimed.
+fn is_overtaken(ledger: &Ledger, cloud: &str, id: &ObjectId) -> bool {
+    let (seq, old) = match ledger.held(cloud, id).map(|known| &*known.meaning) {
+        Some(Meaning::Stub(missed)) => {
+            let root = &missed.checkpoint.root;
+            (missed.checkpoint.seq, (root.incarnation, root.number.0))
+        }
+        Some(Meaning::Root { link, .. }) => (link.seq, (id.incarnation, id.number)),
+        _ => return false,
+    };
+    let roots = ledger.holdings[cloud].of(ObjectKind::Root, id.volume);
     roots.rev().any(|(root, hash)| {
         let known = ledger.known(hash).map(|known| &*known.meaning);
         // Two checkpoints may stand at one seq, when the later was made to free what the earlier still names.
-        let stands_later = matches!(known, Some(Meaning::Root { link, .. }) if link.seq >= missed.checkpoint.seq);
-        let old = &missed.checkpoint.root;
-        let is_newer = stands_later && (root.incarnation, root.number) > (old.incarnation, old.number.0);
+        let stands_later = matches!(known, Some(Meaning::Root { link, .. }) if link.seq >= seq);
+        let is_newer = stands_later && (root.incarnation, root.number) > old;
         is_newer && ledger.holdings[cloud].is_whole(root)
     })
 }
@@ -203,6 +211,19 @@ mod tests {
         ledger.tell("a", Segment, 13, segment());
         ledger.tell("a", Stub, 2, stub(2, 2, 31));
         assert!(gone(&mut ledger, Segment, 13).is_err());
+    }
+
+    #[test]
+    fn a_root_that_comes_late_binds_nobody_when_a_newer_one_is_whole() {
+        let mut ledger = cloud();
+        ledger.tell("a", Page, 25, page(&[12]));
+        let late = ledger.tell("a", Root, 26, root(1, 25));
+        assert!(check_stored(&ledger, "a", &late).is_err(), "it is the newest");
+        ledger.tell("a", Page, 30, page(&[11]));
+        ledger.tell("a", Root, 31, root(2, 30));
+        assert_eq!(check_stored(&ledger, "a", &late), Ok(()));
+        ledger.tell_gone("a", &crate::ledger::example::id(Page, 30));
+        assert!(check_stored(&ledger, "a", &late).is_err(), "the newer one is not whole");
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub(crate) enum DraftError {
     /// The volume or its keys are gone.
     #[error("the volume is gone")]
     Gone,
+    /// Another owner goes on with the volume: what is stored now would be litter, for its sweep may have been here.
+    #[error("the epoch is over")]
+    Over,
 }
 
 /// A checkpoint that is stored on enough clouds and not yet committed.
@@ -170,6 +173,7 @@ async fn store(
     let mut stores = FuturesUnordered::new();
     let mut pages = Vec::new();
     while let Some(page) = plan.next_page() {
+        expect_epoch(context)?;
         let (object, stored) = seal_page(context, keys, page).await.ok_or(DraftError::Gone)?;
         plan.page_sealed(object.bytes, object.hash);
         context.array.metrics.upkeep.stored_bytes.inc_by(object.bytes);
@@ -187,8 +191,12 @@ async fn store(
     let root = seal_root(context, keys, &cut, &payload).await.ok_or(DraftError::Gone)?;
     let checkpoint = CheckpointRef { number, seq: head.seq, chain: head.chain, root };
     let decoded = RootPayload::decode(&payload.payload).expect("a root that was just encoded decodes");
-    place_root(context, keys, &checkpoint, &decoded, &pages).await;
+    place_root(context, keys, &checkpoint, &decoded, &pages).await?;
     Ok(checkpoint)
+}
+
+fn expect_epoch(context: &VolumeContext) -> Result<(), DraftError> {
+    if context.is_over() { Err(DraftError::Over) } else { Ok(()) }
 }
 
 async fn seal_page(context: &VolumeContext, keys: &KeySet, page: PagePlan) -> Option<(ObjectRef, Bytes)> {
@@ -213,28 +221,34 @@ async fn seal_root(context: &VolumeContext, keys: &KeySet, cut: &Cut, root: &Pag
     Some(object)
 }
 
-/// Stores the root on enough clouds, each as soon as it has all that the root names. Takes as long as it takes.
+/// Stores the root on enough clouds, each as soon as it has all that the root names. Takes as long as it takes, or until the
+/// epoch is over.
 async fn place_root(
     context: &VolumeContext,
     keys: &KeySet,
     checkpoint: &CheckpointRef,
     root: &RootPayload,
     pages: &[ObjectRef],
-) {
+) -> Result<(), DraftError> {
     let copies = &context.array.copies;
     let mut clouds: FuturesUnordered<_> = copies
         .clouds()
         .clouds
         .iter()
         .map(|cloud| async move {
-            while place_root_in(context, keys, cloud, checkpoint, root, pages).await.is_err() {
+            loop {
+                expect_epoch(context)?;
+                if place_root_in(context, keys, cloud, checkpoint, root, pages).await.is_ok() {
+                    return Ok::<_, DraftError>(());
+                }
                 context.array.env.clock.sleep(PAUSE).await;
             }
         })
         .collect();
     for _ in 0..copies.clouds().quorum {
-        clouds.next().await;
+        clouds.next().await.unwrap_or(Ok(()))?;
     }
+    Ok(())
 }
 
 async fn place_root_in(

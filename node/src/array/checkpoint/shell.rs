@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use velum_protocol::{format::metadata::CloudName, id::Seq};
 
 use super::{
-    draft::{self, Draft},
+    draft::{self, Draft, DraftError},
     machine::{Effect, Input, Machine},
     publish,
 };
@@ -74,6 +74,7 @@ impl CheckpointShell {
                     *draft.borrow_mut() = Some(made);
                     Input::Written
                 }
+                Err(DraftError::Over) => Input::Refused,
                 Err(error) => {
                     context.array.metrics.upkeep.checkpoints.of(WorkOutcome::Failed).inc();
                     tracing::warn!(volume = %context.volume, %error, "no checkpoint could be made; it is tried again");
