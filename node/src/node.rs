@@ -28,6 +28,7 @@ mod resync;
 mod service;
 mod start;
 mod steps;
+mod stoppable;
 mod switches;
 mod takeover;
 mod views;
@@ -42,7 +43,7 @@ use std::{
 
 use futures_util::future::{Either, select};
 use velum_protocol::{
-    admin::{Problem, Request, Response},
+    admin::{Durability, Problem, Request, Response},
     id::NodeId,
     peer::Verdict,
 };
@@ -131,6 +132,12 @@ impl Node {
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         self.0.metadata.with(crate::metadata::State::is_untouched)
+    }
+
+    /// What is promised of its volumes at which moment.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.0.durability()
     }
 
     /// Where volumes are served.

@@ -220,7 +220,7 @@ impl House<'_, '_> {
             serving.push(served);
         }
         await_votes(&env, &client, serving.len()).await?;
-        serve::announce(&serving, first, format);
+        serve::announce(&serving, format);
         Ok(())
     }
 

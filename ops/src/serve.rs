@@ -80,7 +80,7 @@ pub(crate) fn run(config: NodeConfig, secret: &ProviderSecret, wishes: &Wishes, 
     expect_private_memory();
     on_node_thread(async {
         let (_give, mut word) = listen()?;
-        let serving = |served| announce(&[served], &config, format);
+        let serving = |served| announce(&[served], format);
         serve(&config, secret, Some(wishes), &mut word, serving).await
     })?
 }
@@ -122,6 +122,7 @@ pub(crate) struct Served {
     /// None are looked for unless they are wished for.
     volumes: Vec<VolumeSummary>,
     took: Duration,
+    durability: Durability,
 }
 
 /// A node that serves guests and operators.
@@ -150,7 +151,14 @@ async fn start(
         None => Vec::new(),
     };
     let (nbd, admin) = (node.nbd_addresses(), format!("http://{}", door.address()));
-    let served = Served { node: config.node, nbd, admin, volumes, took: clock.now().since(began) };
+    let served = Served {
+        node: config.node,
+        nbd,
+        admin,
+        volumes,
+        took: clock.now().since(began),
+        durability: node.durability(),
+    };
     Ok((node, door, served))
 }
 
@@ -299,7 +307,7 @@ struct ReadyNode<'a> {
 }
 
 /// Says where everything is, and what to type next. The first node's volumes are spoken of.
-pub(crate) fn announce(nodes: &[Served], config: &NodeConfig, format: Format) {
+pub(crate) fn announce(nodes: &[Served], format: Format) {
     let Some(Served { nbd, admin, volumes, took, .. }) = nodes.first() else { return };
     let first = volumes.first().map_or("", |volume| volume.name.as_str());
     let uris = |addresses: &[Address]| addresses.iter().map(|address| uri(address, first)).collect::<Vec<_>>();
@@ -323,7 +331,8 @@ pub(crate) fn announce(nodes: &[Served], config: &NodeConfig, format: Format) {
         let doors: Vec<String> = nbd.iter().map(|address| uri(address, "")).collect();
         output::line(&format!("node {node}: guests at {}, admin and metrics at {admin}", doors.join(" and ")));
     }
-    let durability = Durability::one_node(config.clouds.len(), config.cloud_quorum());
+    // The node that joined last has heard of all.
+    let Some(Served { durability, .. }) = nodes.last() else { return };
     output::line(&format!("\nwhat is acked is {}", durability.write));
     output::line(&format!("after a barrier it is {}", durability.barrier));
     output::line(&format!("within seconds it is {}", durability.flush));

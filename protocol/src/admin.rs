@@ -262,17 +262,29 @@ pub struct Durability {
 }
 
 impl Durability {
-    /// The words for one node with `clouds` clouds of which `quorum` must answer.
+    /// The words for volumes whose journals `nodes` nodes keep, with `clouds` clouds of which `quorum` must answer.
     #[must_use]
-    pub fn one_node(clouds: usize, quorum: usize) -> Self {
+    pub fn of(nodes: usize, clouds: usize, quorum: usize) -> Self {
         let spare = clouds.saturating_sub(quorum);
+        let in_clouds = format!("in {quorum} of {clouds} clouds");
+        let any = format!("any {spare} cloud{}", if spare == 1 { "" } else { "s" });
+        if nodes < 2 {
+            return Self {
+                write: "in this node's journal: survives a crash of the process, not a power cut".to_owned(),
+                barrier: "synced to this node's disk: survives a power cut, not the loss of the disk".to_owned(),
+                flush: format!("{in_clouds}: survives the loss of this node and of {any}"),
+            };
+        }
+        let kept = nodes / 2 + 1;
+        let lost = if kept == 2 { "any one node".to_owned() } else { format!("any {} nodes", kept - 1) };
         Self {
-            write: "in this node's journal: survives a crash of the process, not a power cut".to_owned(),
-            barrier: "synced to this node's disk: survives a power cut, not the loss of the disk".to_owned(),
-            flush: format!(
-                "in {quorum} of {clouds} clouds: survives the loss of this node and of any {spare} cloud{}",
-                if spare == 1 { "" } else { "s" }
+            write: format!(
+                "in the journals of {kept} of {nodes} nodes: survives the loss of {lost}, not a power cut of all"
             ),
+            barrier: format!(
+                "synced to the disks of {kept} of {nodes} nodes: survives a power cut of all and the loss of {lost}"
+            ),
+            flush: format!("{in_clouds}: survives the loss of all nodes and of {any}"),
         }
     }
 }
@@ -566,7 +578,11 @@ mod tests {
 
     #[test]
     fn the_words_for_three_clouds_name_what_may_be_lost() {
-        let words = Durability::one_node(3, 2);
+        let words = Durability::of(1, 3, 2);
         assert!(words.flush.contains("2 of 3 clouds") && words.flush.ends_with("any 1 cloud"), "{}", words.flush);
+        let words = Durability::of(3, 3, 2);
+        assert!(words.barrier.contains("2 of 3 nodes") && words.barrier.ends_with("any one node"), "{}", words.barrier);
+        // Two of two must have it, so either may be lost.
+        assert!(Durability::of(2, 3, 2).write.contains("2 of 2 nodes: survives the loss of any one node"));
     }
 }

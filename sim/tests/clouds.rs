@@ -6,13 +6,7 @@
     reason = "a test that meets the unexpected has failed, and says where"
 )]
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;

@@ -44,7 +44,6 @@ fn seeds_that_found_something_stay_green() {
 }
 
 #[test]
-#[ignore = "after losses some volumes are not taken over, or not read, within the bounds of LIV1"]
 fn every_scenario_of_several_nodes_keeps_every_promise() {
     for scenario in scenario::several() {
         let run = scenario.recipe.run(|| None);

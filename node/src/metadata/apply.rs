@@ -115,7 +115,9 @@ pub enum Rejection {
     #[error("an ensemble has 1 to {MEMBERS_MAX} nodes in rising order, the owner among them")]
     BadEnsemble,
     /// The volume's journal is kept by an ensemble: an owner is granted together with one.
-    #[error("the volume's journal is kept by an ensemble; grant an owner with its ensemble")]
+    #[error(
+        "the volume's journal is kept by several nodes; a node without `[peers]` in its settings cannot own it: put the table back"
+    )]
     HasEnsemble,
     /// The volume's journal is kept by its owner alone, which no fence knows of: only that node may begin an ensemble.
     #[error("the volume's journal is kept by its owner alone; only that node can have others keep it too")]

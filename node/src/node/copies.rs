@@ -29,7 +29,7 @@ use super::{quota::Quota, start::StartError};
 use crate::{
     actor::{self, Handle},
     ensemble::member::{Found, Input, Member},
-    env::{Env, Instant},
+    env::Env,
     journal::{Journal, StreamId},
     peer::Links,
 };
@@ -105,7 +105,7 @@ impl Copies {
     fn begin(&self, found: Found) -> Handle<Input> {
         let volume = found.volume;
         let shell = CopyShell::new(self, volume);
-        let handle = actor::start(Rc::clone(&self.0.env.clock), Stepped(Member::new(found)), shell);
+        let handle = actor::start(Rc::clone(&self.0.env.clock), Member::new(found), shell);
         self.0.copies.borrow_mut().insert(volume, handle.clone());
         handle
     }
@@ -194,17 +194,5 @@ impl Copies {
                 tracing::debug!(path = %path.display(), %error, "the promise for a volume that is gone stays");
             }
         }
-    }
-}
-
-/// The machine in its actor; it has no use for the time.
-struct Stepped(Member);
-
-impl actor::Machine for Stepped {
-    type Input = Input;
-    type Effect = crate::ensemble::member::Effect;
-
-    fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Self::Effect>) {
-        self.0.step(input, effects);
     }
 }

@@ -15,6 +15,7 @@ use std::{
 use futures_util::future::{Either, select};
 use tokio::sync::watch;
 use velum_protocol::{
+    admin::Durability,
     format::metadata::Command,
     id::{Epoch, NodeId, VolumeId},
     peer::Frame,
@@ -360,6 +361,13 @@ async fn grant(node: &Assembly, id: VolumeId, after: Epoch, to: NodeId, members:
 }
 
 impl Assembly {
+    /// What is promised of a volume here.
+    pub(super) fn durability(&self) -> Durability {
+        let nodes = self.metadata.with(|state| usize::try_from(state.present_nodes()).unwrap_or(COPIES));
+        let keepers = if self.ownership.is_some() { nodes.min(COPIES) } else { 1 };
+        Durability::of(keepers, self.clouds.clouds.len(), self.clouds.quorum)
+    }
+
     /// Opens a volume that was just made here.
     ///
     /// # Errors

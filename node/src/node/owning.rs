@@ -19,14 +19,15 @@ use velum_protocol::{
 use super::{
     copies::{Copies, Ear},
     quota::Quota,
+    stoppable::Stoppable,
 };
 use crate::{
-    actor::{self, Handle, Machine, Shell},
+    actor::{self, Handle, Shell},
     ensemble::{
         confirm::{self, Confirming},
         owner::{Effect, Input, MemberStanding, Opening, Owner, TICK},
     },
-    env::{Env, Instant, Local},
+    env::{Env, Local},
     journal::Journal,
     volume::{JournalFailed, OnWritten, Records, Submitted},
 };
@@ -36,7 +37,7 @@ use crate::{
 pub(super) struct Owning {
     handle: Handle<Input>,
     asking: Handle<confirm::Input>,
-    machine: Rc<RefCell<Stepped>>,
+    machine: Stoppable<Owner>,
     marks: Rc<Marks>,
     journal: Rc<Journal>,
     quota: Rc<Quota>,
@@ -71,7 +72,8 @@ struct Marks {
     asked: RefCell<Vec<oneshot::Sender<()>>>,
     /// Who asked since it began.
     asked_since: RefCell<Vec<oneshot::Sender<()>>>,
-    deposed: Cell<Option<Epoch>>,
+    /// A member has promised a later epoch. The owner's machine and the asking one learn it each on its own.
+    is_deposed: Cell<bool>,
 }
 
 impl Owning {
@@ -86,12 +88,12 @@ impl Owning {
         marks.made.set(Jseq(opening.base.at.0 + records));
         let asker = Confirming::new(volume, opening.epoch, opening.members.clone());
         let asker_shell = AskerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
-        let asking = actor::start(Rc::clone(&env.clock), Asker(asker), asker_shell);
+        let asking = actor::start(Rc::clone(&env.clock), asker, asker_shell);
         let mut first = Vec::new();
         let owner = Owner::new(opening, &mut first);
-        let machine = Rc::new(RefCell::new(Stepped { owner: Some(owner), first }));
+        let machine = Stoppable::new(owner, first);
         let shell = OwnerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
-        let handle = actor::start(Rc::clone(&env.clock), Shared(Rc::clone(&machine)), shell);
+        let handle = actor::start(Rc::clone(&env.clock), machine.clone(), shell);
         copies.listen(volume, Rc::new(OwnerEar(handle.clone(), asking.clone())));
         let (journal, quota) = (Rc::clone(journal), copies.quota());
         let own = Self { handle, asking, machine, marks, journal, quota };
@@ -103,14 +105,14 @@ impl Owning {
 
     /// Tells the quota what the records take now.
     fn count(&self) {
-        let now = self.machine.borrow().owner.as_ref().map_or(0, Owner::bytes);
+        let now = self.machine.with(Owner::bytes).unwrap_or_default();
         self.quota.change(self.marks.counted.replace(now), now);
     }
 
     fn tick(&self, env: &Env) {
         let (own, clock) = (self.clone(), Rc::clone(&env.clock));
         actor::spawn(async move {
-            while own.machine.borrow().owner.is_some() {
+            while own.machine.with(|_| ()).is_some() {
                 clock.sleep(TICK).await;
                 own.handle.call(Input::Tick);
                 own.asking.call(confirm::Input::Tick);
@@ -150,13 +152,13 @@ impl Owning {
             };
             (member.node, standing)
         };
-        let members = self.machine.borrow().owner.as_ref().map(Owner::status).unwrap_or_default();
+        let members = self.machine.with(Owner::status).unwrap_or_default();
         members.into_iter().map(standing).collect()
     }
 
     /// No more: what waits for a mark waits for ever.
     pub(super) fn stop(&self) {
-        self.machine.borrow_mut().owner = None;
+        self.machine.stop();
         self.count();
         *self.marks.on_written.borrow_mut() = None;
         self.marks.asked.take();
@@ -218,27 +220,6 @@ impl Records for Owning {
     }
 }
 
-/// The machine, until it is stopped, and what it wants done from the start.
-struct Stepped {
-    owner: Option<Owner>,
-    first: Vec<Effect>,
-}
-
-struct Shared(Rc<RefCell<Stepped>>);
-
-impl Machine for Shared {
-    type Input = Input;
-    type Effect = Effect;
-
-    fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
-        let mut stepped = self.0.borrow_mut();
-        effects.append(&mut stepped.first);
-        if let Some(owner) = &mut stepped.owner {
-            owner.step(input, effects);
-        }
-    }
-}
-
 struct OwnerEar(Handle<Input>, Handle<confirm::Input>);
 
 impl Ear for OwnerEar {
@@ -261,7 +242,7 @@ struct OwnerShell {
     marks: Rc<Marks>,
 }
 
-impl Shell<Shared> for OwnerShell {
+impl Shell<Stoppable<Owner>> for OwnerShell {
     fn perform(&mut self, effect: Effect, _own: &Handle<Input>) {
         match effect {
             Effect::Send { to, frame } => self.copies.send(to, frame),
@@ -277,24 +258,13 @@ impl Shell<Shared> for OwnerShell {
     }
 }
 
-struct Asker(Confirming);
-
-impl Machine for Asker {
-    type Input = confirm::Input;
-    type Effect = confirm::Effect;
-
-    fn step(&mut self, _now: Instant, input: confirm::Input, effects: &mut Vec<confirm::Effect>) {
-        self.0.step(input, effects);
-    }
-}
-
 struct AskerShell {
     volume: VolumeId,
     copies: Copies,
     marks: Rc<Marks>,
 }
 
-impl Shell<Asker> for AskerShell {
+impl Shell<Confirming> for AskerShell {
     fn perform(&mut self, effect: confirm::Effect, _own: &Handle<confirm::Input>) {
         match effect {
             confirm::Effect::Send { to, frame } => self.copies.send(to, frame),
@@ -307,7 +277,7 @@ impl Shell<Asker> for AskerShell {
 
 impl Marks {
     fn deposed(&self, volume: VolumeId, by: Epoch) {
-        if self.deposed.replace(Some(by)).is_none() {
+        if !self.is_deposed.replace(true) {
             tracing::warn!(%volume, epoch = %by, "a member has promised a later epoch: this node is not the owner any more");
         }
     }

@@ -4,8 +4,8 @@ use std::{rc::Rc, time::Duration};
 
 use velum_protocol::{
     admin::{
-        Access, AclLine, ByteRange, CreateVolume, Deleted, Durability, NodeStatus, Problem, ProblemKind, RaftStatus,
-        Request, ResizeVolume, Response, Version,
+        Access, AclLine, ByteRange, CreateVolume, Deleted, NodeStatus, Problem, ProblemKind, RaftStatus, Request,
+        ResizeVolume, Response, Version,
     },
     format::metadata::{AclEntry, Command, Right},
     id::{BLOCK_BYTES, BlockIndex, KeyEpoch, NodeId, REGION_BLOCKS, VolumeId},
@@ -71,7 +71,7 @@ impl Assembly {
             cluster: cluster.to_string(),
             node: self.node.0,
             incarnation: incarnation.0,
-            durability: Durability::one_node(self.clouds.clouds.len(), self.clouds.quorum),
+            durability: self.durability(),
             dirty_bytes: self.budget.bytes_used(),
             dirty_bytes_max: self.budget.bytes_max(),
             journal: velum_protocol::admin::JournalStatus {
@@ -247,6 +247,9 @@ impl Assembly {
         self.propose(Command::DeleteVolume { volume }).await?;
         if let Some(open) = self.open.remove(volume) {
             open.volume.close();
+            if let Some(owning) = &open.owning {
+                owning.stop();
+            }
         }
         if self.ownership.is_none() {
             self.journal.remove(crate::journal::StreamId::Volume(volume));

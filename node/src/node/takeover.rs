@@ -3,7 +3,7 @@
 //! Raft has granted the epoch before. What is asked and awaited here goes on until it is done or the epoch is over: members
 //! come back, and nobody else may decide what the open epoch left.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -19,14 +19,14 @@ use super::{
     copies::{Copies, Ear},
     opening::OpenError,
     owning::Owning,
+    stoppable::Stoppable,
 };
 use crate::{
-    actor::{self, Handle, Machine, Shell},
+    actor::{self, Handle, Shell},
     ensemble::{
         owner,
         takeover::{Effect, Input, Opening, Takeover},
     },
-    env::Instant,
     metadata::{MetadataError, Rejection},
 };
 
@@ -132,9 +132,9 @@ impl Assembly {
         let mut first = Vec::new();
         let machine = Takeover::new(opening, &mut first);
         let (done, chosen) = oneshot::channel();
-        let machine = Rc::new(RefCell::new(Stepped { machine: Some(machine), first }));
+        let machine = Stoppable::new(machine, first);
         let shell = TakeoverShell { volume, copies: copies.clone(), done: Some(done) };
-        let handle = actor::start(Rc::clone(&self.env.clock), Shared(Rc::clone(&machine)), shell);
+        let handle = actor::start(Rc::clone(&self.env.clock), machine.clone(), shell);
         copies.listen(volume, Rc::new(TakeoverEar(handle.clone())));
         handle.call(Input::Tick);
         let ticking = async {
@@ -147,7 +147,7 @@ impl Assembly {
             Either::Left((chosen, _)) => chosen,
             Either::Right((never, _)) => never,
         };
-        machine.borrow_mut().machine = None;
+        machine.stop();
         chosen.map_err(|_| OpenError::Over)?
     }
 
@@ -164,27 +164,6 @@ impl Assembly {
             }
             self.with_ensemble(id, epoch, |_, _| ())?;
             self.env.clock.sleep(LOOK).await;
-        }
-    }
-}
-
-/// The machine, until it has chosen, and what it wants done from the start.
-struct Stepped {
-    machine: Option<Takeover>,
-    first: Vec<Effect>,
-}
-
-struct Shared(Rc<RefCell<Stepped>>);
-
-impl Machine for Shared {
-    type Input = Input;
-    type Effect = Effect;
-
-    fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
-        let mut stepped = self.0.borrow_mut();
-        effects.append(&mut stepped.first);
-        if let Some(machine) = &mut stepped.machine {
-            machine.step(input, effects);
         }
     }
 }
@@ -211,7 +190,7 @@ struct TakeoverShell {
     done: Option<oneshot::Sender<Result<Chosen, OpenError>>>,
 }
 
-impl Shell<Shared> for TakeoverShell {
+impl Shell<Stoppable<Takeover>> for TakeoverShell {
     fn perform(&mut self, effect: Effect, _own: &Handle<Input>) {
         let chosen = match effect {
             Effect::Send { to, frame } => return self.copies.send(to, frame),

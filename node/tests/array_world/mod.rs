@@ -27,7 +27,10 @@ use velum_node::{
         recover::{CloudAt, Plan, RecoverError, Recovered, Verify, recover},
     },
     audit::Audit,
-    cloud::{Cloud, CloudSet, identity::Identity},
+    cloud::{
+        Cloud, CloudSet,
+        identity::{Identity, Place},
+    },
     env::{
         Clock, Compute, Disk, Entropy, Env, File, Instant, Listener, Local, Network, OpenMode, Urgency, WallTime,
         network::Address,
@@ -52,6 +55,9 @@ pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
 /// Two leaves and a bit.
 pub(crate) const BLOCKS: u64 = 8300;
 pub(crate) const CLOUDS: [&str; 3] = ["a", "b", "c"];
+
+/// Something was stored there.
+const USED: Place = Place { may_be_new: false, is_shared: false };
 
 /// A small generator; the same seed gives the same run.
 pub(crate) struct Rng(Cell<u64>);
@@ -316,7 +322,7 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let open = |name: &str| {
             let store = env.clouds.open(&format!("memory:///{name}"), &BTreeMap::new()).unwrap();
-            Cloud::new(&env, CloudName(name.into()), store, (self.identity.clone(), false), metrics.cloud(name))
+            Cloud::new(&env, CloudName(name.into()), store, (self.identity.clone(), USED), metrics.cloud(name))
         };
         let set = Rc::new(CloudSet { clouds: CLOUDS.iter().map(|name| open(name)).collect(), quorum: 2 });
         let after = self.state.borrow().volumes[&VOLUME].epoch;
@@ -381,7 +387,7 @@ impl World {
         let metrics = Metrics::new();
         let open = |name: &&str| {
             let store = env.clouds.open(&format!("memory:///{name}"), &BTreeMap::new()).unwrap();
-            Cloud::new(&env, CloudName((*name).into()), store, (self.identity.clone(), false), metrics.cloud(name))
+            Cloud::new(&env, CloudName((*name).into()), store, (self.identity.clone(), USED), metrics.cloud(name))
         };
         let set = Rc::new(CloudSet { clouds: from.iter().map(open).collect(), quorum: 1 });
         let copies = Copies::new(self.keyring.clone(), set, Rc::clone(&env.clock));

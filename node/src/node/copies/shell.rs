@@ -15,11 +15,11 @@ use velum_protocol::{
 
 use super::{
     super::{files, records::position},
-    Copies, Stepped, found,
+    Copies, found,
 };
 use crate::{
     actor::{self, Handle, Shell},
-    ensemble::member::{Effect, Input},
+    ensemble::member::{Effect, Input, Member},
     env::Env,
     journal::{Journal, StreamId},
 };
@@ -64,7 +64,7 @@ impl CopyShell {
     }
 }
 
-impl Shell<Stepped> for CopyShell {
+impl Shell<Member> for CopyShell {
     fn perform(&mut self, effect: Effect, own: &Handle<Input>) {
         match effect {
             Effect::Keep { epoch, at, record } => {
