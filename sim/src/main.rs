@@ -22,6 +22,9 @@ use velum_sim::{
     world::Recipe,
 };
 
+/// Of so many worlds of a soak one is run twice.
+const TWICE_EVERY: u64 = 50;
+
 /// Runs whole Velum nodes with their clouds, disks and guests under a seed, and checks every promise.
 #[derive(Parser)]
 #[command(name = "velum-sim", version)]
@@ -212,6 +215,23 @@ fn world(seed: u64, nodes: Nodes) -> Run<()> {
     nodes.recipe(seed).run(|| None)
 }
 
+/// A seed's world, and for one seed in [`TWICE_EVERY`] once more: it must be the same.
+fn judged(seed: u64, nodes: Nodes) -> Run<()> {
+    let mut run = world(seed, nodes);
+    if seed.is_multiple_of(TWICE_EVERY) {
+        run.tally.insert("worlds run twice", 1);
+        let again = world(seed, nodes);
+        if (again.hash, again.events) != (run.hash, run.events) {
+            let (first, second) = ((run.hash, run.events), (again.hash, again.events));
+            run.failures.push(format!(
+                "the seed made two worlds: {:016x} after {} events, {:016x} after {}",
+                first.0, first.1, second.0, second.1
+            ));
+        }
+    }
+    run
+}
+
 fn exit(fine: bool) -> ExitCode {
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -259,7 +279,7 @@ impl Soak {
                 scope.spawn(|| {
                     while began.elapsed_now() < limit && !stop.load(Ordering::Relaxed) {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
-                        let run = world(seed, self.nodes);
+                        let run = judged(seed, self.nodes);
                         if !run.failures.is_empty() {
                             say(&format!("seed {seed} failed: {}", run.failures.join("; ")));
                             say(&format!("  {}", reproduce(seed, self.nodes.nodes)));
