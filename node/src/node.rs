@@ -6,6 +6,7 @@
 
 mod applier;
 mod boot;
+mod changes;
 mod cluster;
 mod copies;
 mod create;

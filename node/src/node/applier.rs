@@ -3,8 +3,8 @@
 use std::{cell::RefCell, rc::Rc};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
+use super::changes::{Changes, Follower};
 use crate::{
     consensus::{Applier, Consensus, RestoreError},
     env::{Clock, Local},
@@ -14,29 +14,24 @@ use crate::{
 
 pub(super) struct MetadataApplier {
     state: Rc<RefCell<State>>,
-    /// Counts changes, for whoever follows them.
-    changes: watch::Sender<u64>,
+    changes: Changes,
 }
 
 impl MetadataApplier {
     pub(super) fn new(state: Rc<RefCell<State>>) -> Self {
-        Self { state, changes: watch::Sender::new(0) }
+        Self { state, changes: Changes::default() }
     }
 
     /// Tells of changes from now on. What is told of is applied; several changes may be told of as one.
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
-    fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    pub(super) fn changes(&self) -> Follower {
+        self.changes.follow()
     }
 }
 
 impl Applier for MetadataApplier {
     fn apply(&mut self, _index: u64, entry: &[u8]) -> Bytes {
         let answer = self.state.borrow_mut().apply_encoded(entry);
-        self.changed();
+        self.changes.tell();
         answer
     }
 
@@ -51,7 +46,7 @@ impl Applier for MetadataApplier {
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
         let state = State::load(snapshot).map_err(|error| RestoreError(error.to_string()))?;
         *self.state.borrow_mut() = state;
-        self.changed();
+        self.changes.tell();
         Ok(())
     }
 }

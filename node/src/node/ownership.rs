@@ -13,7 +13,6 @@ use std::{
 };
 
 use futures_util::future::{Either, select};
-use tokio::sync::watch;
 use velum_protocol::{
     admin::Durability,
     format::metadata::Command,
@@ -23,6 +22,7 @@ use velum_protocol::{
 
 use super::{
     Assembly,
+    changes::Follower,
     copies::Copies,
     desk::Hearing,
     opening::{Found, OpenError, RETRY},
@@ -99,7 +99,7 @@ impl Hearing for Ownership {
 }
 
 /// Keeps this node at its volumes, for as long as it lives.
-pub(super) fn watch(node: &Rc<Assembly>, mut changes: watch::Receiver<u64>) {
+pub(super) fn watch(node: &Rc<Assembly>, mut changes: Follower) {
     let (weak, clock) = (Rc::downgrade(node), Rc::clone(&node.env.clock));
     actor::spawn(async move {
         // What was found on the disk may know nothing of a volume whose journal is here, and such a journal would be dropped.

@@ -14,10 +14,9 @@ use futures_util::{
     FutureExt,
     future::{join_all, select},
 };
-use tokio::sync::watch;
 use velum_protocol::id::{Epoch, NodeId, VolumeId};
 
-use super::{Assembly, exports::OpenVolumes};
+use super::{Assembly, changes::Follower, exports::OpenVolumes};
 use crate::{
     actor,
     env::Clock,
@@ -168,14 +167,14 @@ impl Own for Switches {
 }
 
 /// Follows the metadata, for as long as the node lives.
-pub(super) fn follow(node: &Rc<Assembly>, mut changes: watch::Receiver<u64>) {
+pub(super) fn follow(node: &Rc<Assembly>, mut changes: Follower) {
     if node.switches.is_none() {
         return;
     }
     let (weak, clock) = (Rc::downgrade(node), Rc::clone(&node.env.clock));
     actor::spawn(async move {
         // The applier lives as long as raft does.
-        while changes.changed().await.is_ok() {
+        while changes.changed().await {
             let Some(node) = weak.upgrade() else { return };
             if let Some(switches) = &node.switches {
                 switches.look();

@@ -23,6 +23,7 @@ use velum_protocol::id::NodeId;
 use crate::{
     rng::Rng,
     runtime::{Life, Sim},
+    trace::checksum,
 };
 
 /// Bytes on their way in one direction before the writer has to wait, like a socket's buffers.
@@ -291,6 +292,10 @@ impl Wire {
         let delay_ms = wires.rng.below(wires.faults.delay_ms_max.get() + 1) + self.slow_ms(side);
         let before_ms = direction.parcels.borrow().back().map_or(0, |(at_ms, _)| *at_ms);
         let at_ms = (now_ms + delay_ms).max(before_ms).max(wires.faults.stalled_until_ms.get());
+        if let (Some(names), Parcel::Bytes(bytes)) = (&self.names, &parcel) {
+            let numbers = [place_number(&names[1 - side]), bytes.len() as u64, checksum(bytes), at_ms - now_ms];
+            wires.sim.event("send", &names[side], &numbers);
+        }
         direction.parcels.borrow_mut().push_back((at_ms, parcel));
         if at_ms == now_ms {
             self.land(side, now_ms);

@@ -25,6 +25,7 @@ pub use inode::{Loss, PAGE, SECTOR};
 use crate::{
     rng::Rng,
     runtime::{Life, Sim, sleep},
+    trace::checksum,
 };
 use image::InodeId;
 
@@ -335,13 +336,4 @@ impl File for NodeFile {
         self.disk.medium.image.borrow_mut().set_size(self.inode, bytes);
         Ok(())
     }
-}
-
-/// A cheap fold of the bytes, so that the trace sees content.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(bytes.len() as u64, |sum, chunk| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        (sum.rotate_left(7) ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    })
 }
