@@ -101,7 +101,7 @@ mod tests {
         let mut waiting = Box::pin(follower.changed());
         assert_eq!(poll!(&mut waiting), Poll::Pending);
         drop(changes);
-        assert_eq!(waiting.await, false);
+        assert!(!waiting.await, "nothing is told any more");
         assert_eq!(follower.changed().now_or_never(), Some(false));
     }
 }
