@@ -368,6 +368,10 @@ fn uri(address: &Address, volume: &str) -> String {
 /// How often the word to stop was given, as one of those who wait for it hears it.
 #[derive(Clone, Debug)]
 pub(crate) struct Word {
+    #[allow(
+        clippy::disallowed_types,
+        reason = "nodes of a process may hear the word in any order: it is never simulated"
+    )]
     given: watch::Receiver<u32>,
     heard: u32,
     /// Whoever hears it says so: one of several nodes is enough.
