@@ -19,6 +19,7 @@ mod gauges;
 pub mod group;
 mod joining;
 mod layout;
+mod loads;
 mod members;
 mod opening;
 mod ownership;
@@ -52,6 +53,7 @@ use velum_protocol::{
 pub use create::{adopt, cloud_entries, create, is_created, quorum};
 pub use joining::{JoinError, join};
 pub use layout::Layout;
+pub use loads::Load;
 pub use start::{StartError, expect_idle};
 
 use crate::{

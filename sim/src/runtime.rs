@@ -11,7 +11,11 @@ use std::{
     future::Future,
     pin::Pin,
     rc::{Rc, Weak},
-    sync::{Once, mpsc},
+    sync::{
+        Arc, Once,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -30,6 +34,8 @@ pub struct Sim {
     trace: Trace,
     outer: Weak<LocalSet>,
     began: tokio::time::Instant,
+    /// The time of the last event, for whoever waits for the end.
+    reached_ms: Arc<AtomicU64>,
     failures: RefCell<Vec<String>>,
     tally: RefCell<BTreeMap<&'static str, u64>>,
 }
@@ -49,7 +55,9 @@ impl Sim {
 
     /// Records an event in the trace.
     pub fn event(&self, kind: &'static str, place: &str, numbers: &[u64]) {
-        self.trace.event(self.now_ms(), kind, place, numbers);
+        let now_ms = self.now_ms();
+        self.reached_ms.store(now_ms, Ordering::Relaxed);
+        self.trace.event(now_ms, kind, place, numbers);
     }
 
     /// Counts something that happened, for the summary of the run.
@@ -215,8 +223,14 @@ pub struct Run<T> {
     pub tally: BTreeMap<&'static str, u64>,
 }
 
-/// Wall time after which a simulation that does not end counts as hung.
-const HANG_LIMIT: Duration = Duration::from_secs(300);
+/// Wall time after which a simulation whose clock stands still counts as hung.
+const STILL_MAX: Duration = Duration::from_secs(300);
+
+/// Wall time after which a simulation that does not end counts as hung, on however busy a machine.
+const RUN_MAX: Duration = Duration::from_secs(1200);
+
+/// How often is looked whether the clock moves.
+const LOOK: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Panics on this thread, when it runs a simulation.
@@ -231,9 +245,11 @@ pub fn simulate<T: Send + 'static>(
 ) -> Run<T> {
     collect_panics();
     let (done, ended) = mpsc::sync_channel(1);
+    let reached_ms = Arc::<AtomicU64>::default();
+    let progress = Arc::clone(&reached_ms);
     let thread = std::thread::Builder::new().name(format!("seed-{seed}")).spawn(move || {
         PANICS.with_borrow_mut(|panics| *panics = Some(Vec::new()));
-        let run = on_this_thread(seed, printer(), main);
+        let run = on_this_thread(seed, reached_ms, printer(), main);
         drop(done.send(run));
     });
     let lost = |why: String| Run {
@@ -247,15 +263,25 @@ pub fn simulate<T: Send + 'static>(
     if let Err(error) = thread {
         return lost(format!("no thread to run on: {error}"));
     }
-    match ended.recv_timeout(HANG_LIMIT) {
-        Ok(run) => run,
-        Err(mpsc::RecvTimeoutError::Timeout) => lost(format!("still running after {HANG_LIMIT:?} of wall time")),
-        Err(mpsc::RecvTimeoutError::Disconnected) => lost("the simulation's own thread panicked".to_owned()),
+    let (mut waited, mut still, mut before_ms) = (Duration::ZERO, Duration::ZERO, 0);
+    while waited < RUN_MAX && still < STILL_MAX {
+        match ended.recv_timeout(LOOK) {
+            Ok(run) => return run,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return lost("the simulation's own thread panicked".to_owned());
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        let now_ms = progress.load(Ordering::Relaxed);
+        still = if now_ms == before_ms { still + LOOK } else { Duration::ZERO };
+        (waited, before_ms) = (waited + LOOK, now_ms);
     }
+    lost(format!("still running after {waited:?} of wall time, at {before_ms} simulated ms for {still:?}"))
 }
 
 fn on_this_thread<T: 'static>(
     seed: u64,
+    reached_ms: Arc<AtomicU64>,
     printer: Option<Printer>,
     main: impl FnOnce(Rc<Sim>) -> LocalBoxFuture<'static, T>,
 ) -> Run<T> {
@@ -271,6 +297,7 @@ fn on_this_thread<T: 'static>(
         trace: Trace::printing(printer),
         outer: Rc::downgrade(&outer),
         began: tokio::time::Instant::now(),
+        reached_ms,
         failures: RefCell::default(),
         tally: RefCell::default(),
     });

@@ -117,6 +117,12 @@ impl MemoryCache {
         self.stats.inserted += 1;
     }
 
+    /// Held at most, the cost of holding included.
+    #[must_use]
+    pub fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
     /// Changes the budget; a smaller one evicts at once.
     pub fn set_budget(&mut self, budget_bytes: u64) {
         self.budget_bytes = budget_bytes;

@@ -10,6 +10,8 @@ pub(crate) mod example;
 pub mod gc4;
 pub(crate) mod linear;
 pub mod liv1;
+pub mod liv2;
+pub mod liv3;
 pub mod own1;
 pub mod own7;
 pub mod own8;

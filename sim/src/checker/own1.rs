@@ -40,6 +40,16 @@ impl Epochs {
         }
         Err(format!("epoch {epoch} of volume {volume} is node {first}'s, and node {by} calls it node {owner}'s"))
     }
+
+    /// How often each volume came to another owner, as far as was seen.
+    #[must_use]
+    pub fn owner_changes(&self) -> BTreeMap<VolumeId, u64> {
+        let mut changes = BTreeMap::new();
+        for (((volume, _), owner), ((next, _), next_owner)) in self.owners.iter().zip(self.owners.iter().skip(1)) {
+            *changes.entry(*volume).or_default() += u64::from(volume == next && owner != next_owner);
+        }
+        changes
+    }
 }
 
 /// Judges that `node` serves a volume to guests by itself, as it knows the volume's epoch.
@@ -78,6 +88,15 @@ mod tests {
         let mut epochs = Epochs::default();
         assert_eq!(epochs.check(NodeId(1), Epoch(2), granted(2, 3)), Ok(()));
         assert!(epochs.check(NodeId(1), Epoch(3), granted(2, 3)).is_err());
+    }
+
+    #[test]
+    fn changes_of_owner_are_counted() {
+        let mut epochs = Epochs::default();
+        for (epoch, owner) in [(1, 1), (2, 1), (3, 2), (5, 1)] {
+            assert_eq!(epochs.check(NodeId(1), Epoch(0), granted(epoch, owner)), Ok(()));
+        }
+        assert_eq!(epochs.owner_changes(), BTreeMap::from([(VOLUME, 2)]));
     }
 
     #[test]

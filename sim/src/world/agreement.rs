@@ -14,6 +14,8 @@ use velum_protocol::{
 use super::{World, host::Host};
 use crate::checker::{
     liv1::TOGETHER_MS_MAX,
+    liv2,
+    liv3::{self, Unrest},
     own1::{self, Epochs, Granted},
     own7::{self, Applied, Led},
     own8::{self, Standing},
@@ -30,6 +32,20 @@ pub(super) struct Seen {
     agreed: BTreeMap<u64, (u64, u64)>,
     epochs: Epochs,
     nodes: BTreeMap<NodeId, Stood>,
+}
+
+impl Seen {
+    /// What there was of elections and of changes of owner until now.
+    pub(super) fn so_far(&self) -> SoFar {
+        SoFar { terms: self.leaders.len() as u64, owner_changes: self.epochs.owner_changes() }
+    }
+}
+
+/// What there was of elections and of changes of owner until some moment.
+#[derive(Default)]
+pub(super) struct SoFar {
+    terms: u64,
+    owner_changes: BTreeMap<VolumeId, u64>,
 }
 
 /// Where a node was when it was last looked at.
@@ -103,6 +119,7 @@ impl World {
         if is_leader {
             self.judge_own("OWN7", own7::check_leader(leaders, Led { term, node: number }));
         }
+        self.judge_own("LIV2", liv2::check(number, &node.loads()));
         if stood.hashed == applied {
             return;
         }
@@ -119,6 +136,29 @@ impl World {
             let granted = Granted { volume: *id, epoch: volume.epoch, owner };
             self.judge_own("OWN1", epochs.check(host.node(), known, granted));
         }
+    }
+
+    /// LIV2: all is flushed, so no node counts anything as dirty.
+    pub(super) fn check_clean(&self) {
+        for host in self.hosts() {
+            if let Some(node) = host.seen() {
+                self.judge_own("LIV2", liv2::check_rest(host.node().0, node.dirty()));
+            }
+        }
+    }
+
+    /// LIV3: the cluster has come to rest since there was only `before`.
+    pub(super) fn check_rest(&self, before: &SoFar) {
+        let now = self.several.seen.borrow().so_far();
+        let since = |(volume, changes): (&VolumeId, &u64)| {
+            changes - before.owner_changes.get(volume).copied().unwrap_or_default()
+        };
+        let unrest = Unrest {
+            terms: now.terms - before.terms,
+            owner_changes: now.owner_changes.iter().map(since).max().unwrap_or_default(),
+            falls: self.several.falls_at_rest.get(),
+        };
+        self.judge_own("LIV3", liv3::check(unrest));
     }
 
     fn judge_own(&self, promise: &str, verdict: Result<(), String>) {

@@ -39,6 +39,8 @@ pub(super) struct Several {
     replacing: Cell<bool>,
     /// No trouble comes any more.
     healed: Cell<bool>,
+    /// Nodes that were ended after the last trouble.
+    pub(super) falls_at_rest: Cell<u64>,
     /// What was seen of agreement.
     pub(super) seen: RefCell<Seen>,
 }
@@ -336,6 +338,7 @@ impl World {
         for host in self.hosts() {
             if self.is_poisoned(&host).await {
                 self.fall(vec![host], Fall::Kill, 100);
+                self.count_fall_at_rest();
             }
         }
         let is_up = |host: &Rc<Host>| host.is_well() && !host.upkeep.is_down.get();
@@ -353,6 +356,10 @@ impl World {
         self.options.owners_must_return || self.is_taken_over(all_up).await
     }
 
+    fn count_fall_at_rest(&self) {
+        self.several.falls_at_rest.set(self.several.falls_at_rest.get() + 1);
+    }
+
     /// LIV1: while the owner of a volume is down, another node serves it.
     async fn is_taken_over(&self, all_up: impl Fn() -> bool) -> bool {
         for guest in &self.guests {
@@ -361,6 +368,7 @@ impl World {
             let owner = self.owner(guest);
             owner.upkeep.is_down.set(true);
             owner.kill();
+            self.count_fall_at_rest();
             let is_served = guest.is_served(TAKEOVER_MS_MAX).await;
             owner.start(owner.upkeep.task.borrow().clone());
             owner.upkeep.is_down.set(false);

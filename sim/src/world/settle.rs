@@ -25,6 +25,7 @@ impl World {
     /// Ends all troubles, waits for rest, and judges what is there.
     pub(super) async fn settle(self: &Rc<Self>) {
         self.heal();
+        let before = self.several.seen.borrow().so_far();
         if self.several.is_tended() && !self.came_together().await {
             return;
         }
@@ -48,10 +49,12 @@ impl World {
         }
         if self.places_are_right(rest_ms_max).await && self.caught_up(rest_ms_max).await {
             self.compare(&images);
+            self.check_clean();
             self.rid_of_litter().await;
         }
         if self.several.is_tended() && !self.sim.has_failed() {
             self.agreed_in_the_end().await;
+            self.check_rest(&before);
         }
     }
 
