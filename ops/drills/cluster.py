@@ -3,14 +3,11 @@
 import contextlib
 import json
 import os
-import random
 import signal
-import struct
 import subprocess
-import threading
 import time
 
-from drill import BLOCK, VELUM, Failed, Nbd, check, first_line, free_port, run
+from drill import VELUM, Failed, check, first_line, free_port, run
 
 
 class Host:
@@ -90,6 +87,10 @@ class Cluster:
     def live(self):
         return [host for host in self.hosts.values() if host.admin]
 
+    def doors(self):
+        """Where clients may try."""
+        return [host.socket for host in self.hosts.values()]
+
     def status(self):
         """What any living node says of the cluster."""
         fault = None
@@ -129,129 +130,3 @@ class Cluster:
                     return
             check(time.monotonic() < deadline, f"waited {seconds} s in vain for: {what}")
             time.sleep(0.1)
-
-
-def contents(block, stamp):
-    """A block that says which write of which block it is, all over."""
-    return struct.pack("<QQ", block, stamp) * (BLOCK // 16)
-
-
-class Model:
-    """Per block: the last acked stamp, and those sent after it that may or may not have taken effect."""
-
-    def __init__(self):
-        self.blocks, self.stamp, self.lock = {}, 0, threading.Lock()
-
-    def send(self, block):
-        with self.lock:
-            self.stamp += 1
-            self.blocks.setdefault(block, [0, set()])[1].add(self.stamp)
-            return self.stamp
-
-    def ack(self, block, stamp):
-        with self.lock:
-            state = self.blocks[block]
-            state[0] = stamp
-            state[1] = {sent for sent in state[1] if sent > stamp}
-
-    def verify(self, nbd):
-        """Reads every block ever written; what is found is the truth from then on."""
-        for block, state in sorted(self.blocks.items()):
-            found = nbd.read(block * BLOCK, BLOCK)
-            number, stamp = struct.unpack("<QQ", found[:16])
-            if stamp:
-                check(found == contents(block, stamp) and number == block, f"block {block} holds a mixture of writes")
-            check(stamp == state[0] or stamp in state[1],
-                  f"block {block}: acked write {state[0]} is gone, found {stamp} (sent after it: {sorted(state[1])})")
-            self.blocks[block] = [stamp, set()]
-
-
-class Client(threading.Thread):
-    """Writes blocks that no other client touches, reads some of them back, and connects to any node that serves it again when
-    its connection ends. Remembers when what it sent was acked."""
-
-    IN_FLIGHT = 8
-
-    def __init__(self, cluster, number, count, model, seed):
-        super().__init__(daemon=True)
-        self.cluster, self.number, self.count, self.model = cluster, number, count, model
-        self.random, self.going = random.Random(seed), threading.Event()
-        self.acked, self.reconnects, self.fault, self.acks = 0, 0, None, []
-        self.going.set()
-
-    def run(self):
-        try:
-            while self.going.is_set():
-                nbd = self.connect()
-                if nbd is None:
-                    return
-                try:
-                    self.work(nbd)
-                except (ConnectionError, OSError):
-                    pass
-                except Failed as fault:
-                    # ESHUTDOWN: the node stops; what was in flight may be done or not.
-                    if "error 108" not in str(fault):
-                        raise
-                nbd.socket.close()
-                self.reconnects += 1
-        except Failed as fault:
-            self.fault = fault
-
-    def connect(self):
-        while self.going.is_set():
-            for host in self.random.sample(list(self.cluster.hosts.values()), len(self.cluster.hosts)):
-                try:
-                    return Nbd(host.socket, seconds=3)
-                except (OSError, Failed):
-                    pass
-            time.sleep(0.02)
-        return None
-
-    def work(self, nbd):
-        flying = {}
-        while self.going.is_set() or flying:
-            while len(flying) < self.IN_FLIGHT and self.going.is_set():
-                self.send(nbd, flying)
-            cookie = nbd.reply()
-            blocks, sent_at = flying.pop(cookie)
-            if blocks and blocks[0] == "read":
-                self.judge(blocks[1], nbd.take(BLOCK))
-                continue
-            now = time.monotonic()
-            for block, stamp in blocks:
-                self.model.ack(block, stamp)
-            if blocks:
-                self.acked += 1
-                self.acks.append((sent_at, now))
-
-    def send(self, nbd, flying):
-        cookie, now = self.random.getrandbits(60), time.monotonic()
-        if self.random.random() < 0.02:
-            flying[cookie] = ([], now)
-            return nbd.send(Nbd.FLUSH, cookie)
-        chunk = self.random.randrange(self.cluster.size // BLOCK // self.count // 8)
-        first = (chunk * self.count + self.number) * 8
-        busy = {item[0][1] // 8 if item[0][0] == "read" else item[0][0][0] // 8 for item in flying.values() if item[0]}
-        if first // 8 in busy:
-            return None
-        if self.random.random() < 0.2:
-            flying[cookie] = (("read", first), now)
-            return nbd.send(Nbd.READ, cookie, first * BLOCK, BLOCK)
-        run_of = [(first + at, self.model.send(first + at)) for at in range(self.random.choice((1, 1, 1, 2, 8)))]
-        flying[cookie] = (run_of, now)
-        payload = b"".join(contents(block, stamp) for block, stamp in run_of)
-        return nbd.send(Nbd.WRITE, cookie, first * BLOCK, len(payload), payload)
-
-    def judge(self, block, found):
-        """A read under load: nobody else writes this block, and nothing of it is in flight."""
-        with self.model.lock:
-            state = self.model.blocks.get(block, [0, set()])
-            number, stamp = struct.unpack("<QQ", found[:16])
-            check(stamp == 0 or (found == contents(block, stamp) and number == block),
-                  f"block {block} holds a mixture of writes: it begins with {number} {stamp} and should be {state}; "
-                  f"same all over: {found == found[:16] * (BLOCK // 16)}")
-            check(stamp == state[0] or stamp in state[1],
-                  f"a read of block {block} under load: acked write {state[0]} is gone, found {stamp} of {sorted(state[1])}")
-            if stamp != state[0]:
-                self.model.blocks[block] = [stamp, {sent for sent in state[1] if sent > stamp}]

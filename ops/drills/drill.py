@@ -234,6 +234,7 @@ class Nbd:
     """A small NBD client over a unix socket, for drills that must know which writes were acked."""
 
     READ, WRITE, DISCONNECT, FLUSH, TRIM = 0, 1, 2, 3, 4
+    FUA = 1
 
     def __init__(self, path, volume="demo", seconds=None):
         self.socket = socket.socket(socket.AF_UNIX)
