@@ -11,6 +11,7 @@ mod cluster;
 mod copies;
 mod create;
 mod crowding;
+mod cut_off;
 mod desk;
 mod exports;
 mod files;

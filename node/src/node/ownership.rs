@@ -31,14 +31,17 @@ use crate::{
     actor,
     env::Instant,
     metadata::{MetadataError, State},
-    peer::{LinkState, Links},
+    peer::Links,
 };
 
 /// How often the metadata is looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// A node without a link for this long is taken for gone. Links break at once when a process ends, and after some seconds when
-/// it only stops.
+/// A node that was not heard for so long is silent: two beats of a link. Links break at once when a process ends.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
+/// A node that is silent for this long is taken for gone. One that was merely not looked at, because this node itself took no step,
+/// is heard again before.
 const SUSPICION: Duration = Duration::from_secs(1);
 
 /// The same for a node that was not seen since this one has started: all of them may have been started together.
@@ -63,7 +66,7 @@ pub(super) struct Ownership {
     engaged: RefCell<BTreeMap<VolumeId, Engaged>>,
     /// Who owned each volume at the last look.
     owners: RefCell<BTreeMap<VolumeId, NodeId>>,
-    /// Since when each node without a link is silent.
+    /// Since when each silent node is.
     silent: RefCell<BTreeMap<NodeId, Instant>>,
     /// Nodes that there was a link to since the start.
     seen: RefCell<BTreeSet<NodeId>>,
@@ -167,9 +170,9 @@ impl Ownership {
     }
 
     /// Notes who is silent.
-    fn listen(&self, node: &Assembly) {
+    pub(super) fn listen(&self, node: &Assembly) {
         let now = node.env.clock.now();
-        let up: BTreeSet<NodeId> = self.links.status().into_iter().filter(is_up).map(|link| link.node).collect();
+        let up = self.links.heard(HEARD_WITHIN);
         let others = node.metadata.with(|state| {
             state.nodes.iter().filter(|(_, entry)| !entry.retired).map(|(node, _)| *node).collect::<BTreeSet<_>>()
         });
@@ -181,7 +184,8 @@ impl Ownership {
         self.seen.borrow_mut().extend(up);
     }
 
-    fn is_silent(&self, now: Instant, other: NodeId, at_least: Duration) -> bool {
+    /// Whether another node was silent for so long.
+    pub(super) fn is_silent(&self, now: Instant, other: NodeId, at_least: Duration) -> bool {
         self.silent.borrow().get(&other).is_some_and(|since| now.since(*since) >= at_least)
     }
 
@@ -327,10 +331,6 @@ impl Ownership {
             others
         })
     }
-}
-
-fn is_up(link: &crate::peer::LinkStatus) -> bool {
-    link.state == LinkState::Up
 }
 
 /// The volumes that are this node's.

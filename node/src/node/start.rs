@@ -26,7 +26,7 @@ use super::{
     applier::{MetadataApplier, RaftProposer},
     boot::{Boot, Unsynced},
     copies::{self, Copies, FoundCopies, Known},
-    create, crowding,
+    create, crowding, cut_off,
     desk::Hearing,
     exports::{NodeExports, OpenVolumes},
     gauges, group, joining,
@@ -260,6 +260,7 @@ impl Node {
             drop(replay);
             node.boot.started(&*node.env.disk).await?;
             ownership::watch(&node, changes);
+            cut_off::watch(&node);
             node.looked_through.set(true);
         } else {
             node.open_now(is_doubtful, replay).await?;

@@ -24,7 +24,8 @@ use crate::{
     metadata::{Metadata, state::VolumeState},
     server::{
         forward::{Forwarding, Own},
-        switch::{Roads, Switch},
+        roads::Roads,
+        switch::Switch,
     },
 };
 

@@ -42,6 +42,14 @@ type Met = Rc<dyn Fn(NodeId, String)>;
 /// An open door. Dropped, nobody comes in any more and all that did are gone.
 pub(super) struct Door {
     tasks: Rc<RefCell<Vec<AbortHandle>>>,
+    lobby: Rc<Lobby>,
+}
+
+impl Door {
+    /// When a peer last said something on its link to this node, if it has one.
+    pub(super) fn heard(&self, peer: NodeId) -> Option<Instant> {
+        self.lobby.newest.borrow().get(&peer).map(|guest| guest.heard.get())
+    }
 }
 
 impl Drop for Door {
@@ -79,7 +87,7 @@ pub(super) fn start(env: &Env, listener: Rc<dyn Listener>, own: Rc<Own>, met: Me
         throttle: Throttle::default(),
     });
     let tasks: Rc<RefCell<Vec<AbortHandle>>> = Rc::default();
-    let door = Door { tasks: Rc::clone(&tasks) };
+    let door = Door { tasks: Rc::clone(&tasks), lobby: Rc::clone(&lobby) };
     let own_tasks = Rc::downgrade(&tasks);
     run(&tasks, async move {
         loop {

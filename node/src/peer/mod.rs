@@ -17,9 +17,10 @@ mod shell;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     rc::Rc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ use velum_protocol::{
 
 use crate::{
     actor::{self, Handle},
-    env::{Credentials, Env, Listener, Local, network::Address},
+    env::{Credentials, Env, Instant, Listener, Local, network::Address},
     limits::PEERS_MAX,
 };
 use door::Door;
@@ -116,6 +117,8 @@ struct Own {
 struct Link {
     handle: Handle<Input>,
     status: Rc<RefCell<LinkStatus>>,
+    /// When the peer last said something on it.
+    heard: Rc<Cell<Instant>>,
     /// Given by the settings or the cluster, not only heard of.
     is_known: bool,
 }
@@ -209,11 +212,12 @@ impl Links {
     fn begin(&self, node: NodeId) -> Link {
         let status = LinkStatus { node, address: None, state: LinkState::Down, last_error: None };
         let status = Rc::new(RefCell::new(status));
-        let shell = Shell::new(&self.0.env, Rc::clone(&self.0.own), node, Rc::clone(&status));
+        let heard = Rc::<Cell<Instant>>::default();
+        let shell = Shell::new(&self.0.env, Rc::clone(&self.0.own), node, (Rc::clone(&status), Rc::clone(&heard)));
         let machine = Machine::new(self.0.own.credentials.node, node);
         let handle = actor::start(Rc::clone(&self.0.env.clock), machine, shell);
         handle.call(Input::Begin);
-        Link { handle, status, is_known: false }
+        Link { handle, status, heard, is_known: false }
     }
 
     /// Sends a frame, or drops it when there is no link or no room.
@@ -244,6 +248,21 @@ impl Links {
     #[must_use]
     pub fn status(&self) -> Vec<LinkStatus> {
         self.0.links.borrow().values().map(|link| link.status.borrow().clone()).collect()
+    }
+
+    /// The nodes that frames travelled to and from within this time: on this node's link to them, and on theirs to this one. One way
+    /// alone is of no use to anybody.
+    #[must_use]
+    pub fn heard(&self, within: Duration) -> BTreeSet<NodeId> {
+        let now = self.0.env.clock.now();
+        let door = self.0.door.borrow();
+        let comes = |node: &NodeId| {
+            let heard = door.as_ref().and_then(|door| door.heard(*node));
+            heard.is_some_and(|heard| now.since(heard) < within)
+        };
+        let goes = |link: &Link| link.status.borrow().state == LinkState::Up && now.since(link.heard.get()) < within;
+        let links = self.0.links.borrow();
+        links.iter().filter(|(node, link)| goes(link) && comes(node)).map(|(node, _)| *node).collect()
     }
 
     /// What happened on all links.

@@ -1,6 +1,10 @@
 //! Does what the machine of an outgoing link says: connects, writes, reads.
 
-use std::{cell::RefCell, io, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+};
 
 use futures_util::future::{AbortHandle, abortable};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
@@ -16,7 +20,7 @@ use super::{
 };
 use crate::{
     actor::{Handle, Shell as ActorShell, spawn},
-    env::{Env, Stream, network::Address},
+    env::{Env, Instant, Stream, network::Address},
 };
 
 impl Own {
@@ -58,24 +62,33 @@ pub(super) struct Shell {
     own: Rc<Own>,
     peer: NodeId,
     status: Rc<RefCell<LinkStatus>>,
+    heard: Rc<Cell<Instant>>,
     connection: Rc<RefCell<Connection>>,
 }
 
+/// What others may see of a link: how it stands, and when the peer last said something on it.
+type Seen = (Rc<RefCell<LinkStatus>>, Rc<Cell<Instant>>);
+
 impl Shell {
-    pub(super) fn new(env: &Env, own: Rc<Own>, peer: NodeId, status: Rc<RefCell<LinkStatus>>) -> Self {
-        Self { env: env.clone(), own, peer, status, connection: Rc::default() }
+    pub(super) fn new(env: &Env, own: Rc<Own>, peer: NodeId, (status, heard): Seen) -> Self {
+        Self { env: env.clone(), own, peer, status, heard, connection: Rc::default() }
     }
 
     fn dial(&self, link: u64, address: &Address, handle: &Handle<Input>) {
         let connecting = self.env.network.connect_peer(address, Rc::clone(&self.own.credentials), self.peer);
         let (connection, own, receiver) = (Rc::clone(&self.connection), handle.clone(), Rc::clone(&self.own.receiver));
+        let (clock, heard) = (Rc::clone(&self.env.clock), Rc::clone(&self.heard));
         self.run(async move {
             match connecting.await {
                 Ok(stream) => {
                     let (reader, writer) = split(stream);
                     connection.borrow_mut().writer = Some(writer);
                     own.call(Input::Connected { link, incarnation: receiver.incarnation() });
-                    let broken = listen(reader, link, &own).await;
+                    let hear = |frame| {
+                        heard.set(clock.now());
+                        own.call(Input::Heard { link, frame });
+                    };
+                    let broken = listen(reader, hear).await;
                     own.call(Input::Broken { link, why: broken });
                 }
                 Err(error) => own.call(Input::Broken { link, why: error.to_string() }),
@@ -121,10 +134,10 @@ impl Shell {
 }
 
 /// Hands on what the peer says on a link, until it ends; says why.
-async fn listen(mut reader: ReadHalf<Box<dyn Stream>>, link: u64, own: &Handle<Input>) -> String {
+async fn listen(mut reader: ReadHalf<Box<dyn Stream>>, hear: impl Fn(Frame)) -> String {
     loop {
         match frames::read(&mut reader).await {
-            Ok((frame, _)) => own.call(Input::Heard { link, frame }),
+            Ok((frame, _)) => hear(frame),
             Err(fault) => return fault.to_string(),
         }
     }

@@ -257,7 +257,7 @@ impl Door for MemoryVolume {
         self.held.borrow_mut().retain(|request| request.origin.session != session);
     }
 
-    fn opening(&self) -> Option<Local<()>> {
-        self.opens.take().map(|opens| opens.map(drop).boxed_local())
+    fn opening(&self) -> Option<Local<bool>> {
+        self.opens.take().map(|opens| opens.map(|opened| opened.is_ok()).boxed_local())
     }
 }

@@ -12,6 +12,9 @@
 //!                      hold(): nothing more is passed on until one of serve_here and serve_there
 //! ```
 //!
+//! A node may be cut off from whoever serves the volume, and not know who that is. Then what waits for too long ends its session, and
+//! no guest comes in: it may find the volume at another node's door.
+//!
 //! Sessions of other nodes' guests are let in only while the volume is here. When it goes, what was held of them is given back
 //! undone, and they end: the node that asked for them knows where the volume is as well as this one.
 
@@ -26,6 +29,7 @@ use futures_util::FutureExt;
 use tokio::sync::Notify;
 use velum_protocol::id::{Lineage, NodeId, SessionId, VolumeId};
 
+use super::roads::{Afar, Near, Roads};
 use crate::{
     actor,
     env::{Clock, Instant, Local},
@@ -39,36 +43,11 @@ use crate::{
 /// How often sessions that are outside knock at the owner's again, and what is held is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long a guest is without an answer before its session ends, while this node is cut off.
+const UNANSWERED_MAX: Duration = Duration::from_secs(1);
+
 /// What a held request counts for beside its payload.
 const OVERHEAD_BYTES: u64 = 128;
-
-/// The way to a volume at another node. What comes of it comes to [`Near`].
-pub trait Afar {
-    /// A session wants in, if the lineage is still the one it began under. Nothing is submitted before [`Near::attached`].
-    fn attach(&self, session: SessionId, principal: &Principal, lineage: Option<Lineage>);
-    /// As [`Door::submit`].
-    fn submit(&self, request: Request);
-    /// As [`Door::end_burst`].
-    fn end_burst(&self);
-    /// As [`Door::detach`].
-    fn detach(&self, session: SessionId);
-}
-
-/// Hears from another node about sessions of this one.
-pub trait Near {
-    /// A session was let in.
-    fn attached(&self, session: SessionId, lineage: Lineage);
-    /// A request is answered.
-    fn reply(&self, reply: Reply);
-    /// A session is over there; what is under way of it may be done or not. `for_good`: to ask again would not help.
-    fn ended(&self, session: SessionId, for_good: bool);
-}
-
-/// Knows the ways to other nodes.
-pub trait Roads {
-    /// The way to a volume at a node.
-    fn to(&self, node: NodeId, volume: VolumeId, near: Weak<dyn Near>) -> Rc<dyn Afar>;
-}
 
 /// The way in to one volume. Cheap to clone.
 #[derive(Clone)]
@@ -82,6 +61,7 @@ struct Inner {
     roads: Weak<dyn Roads>,
     backing: RefCell<Backing>,
     is_held: Cell<bool>,
+    is_cut_off: Cell<bool>,
     guests: RefCell<BTreeMap<SessionId, Rc<Guest>>>,
     /// Requests passed on and not answered, of all guests.
     under_way: Cell<usize>,
@@ -122,6 +102,8 @@ struct Guest {
     /// Counts the times that it went in, so that a late reply of an earlier owner is told.
     turn: Cell<u64>,
     under_way: Cell<usize>,
+    /// When something was last answered, or asked with nothing else under way.
+    answered_at: Cell<Instant>,
     /// What is under way at another node, for it may be given back.
     sent: RefCell<BTreeMap<u64, Operation>>,
     /// Since when, and what; by tag.
@@ -145,6 +127,7 @@ impl Switch {
             roads,
             backing: RefCell::new(Backing::Nothing),
             is_held: Cell::default(),
+            is_cut_off: Cell::default(),
             guests: RefCell::default(),
             under_way: Cell::default(),
             held_bytes: Cell::default(),
@@ -198,6 +181,16 @@ impl Switch {
     /// Whoever served the volume is lost: sessions with requests under way end, the requests of the others are held.
     pub fn break_off(&self) {
         self.0.change(Backing::Nothing);
+    }
+
+    /// Tells whether this node is cut off from whoever serves the volume. While it is, sessions end whose requests are not answered.
+    pub fn set_cut_off(&self, is_cut_off: bool) {
+        if self.0.is_cut_off.replace(is_cut_off) != is_cut_off {
+            self.0.changed.notify_waiters();
+        }
+        if is_cut_off {
+            self.0.end_unanswered();
+        }
     }
 
     /// All sessions end: the volume was deleted, or none of them may go on.
@@ -271,15 +264,15 @@ impl Door for Switch {
         }
     }
 
-    fn opening(&self) -> Option<Local<()>> {
+    fn opening(&self) -> Option<Local<bool>> {
         let is_nothing = |inner: &Inner| matches!(&*inner.backing.borrow(), Backing::Nothing);
         let inner = Rc::clone(&self.0);
-        is_nothing(&inner).then(|| {
+        (is_nothing(&inner) || inner.is_cut_off.get()).then(|| {
             async move {
                 loop {
                     let changed = inner.changed.notified();
-                    if !is_nothing(&inner) {
-                        return;
+                    if inner.is_cut_off.get() || !is_nothing(&inner) {
+                        return !inner.is_cut_off.get();
                     }
                     changed.await;
                 }
@@ -327,6 +320,7 @@ impl Inner {
             lineage: Cell::default(),
             turn: Cell::default(),
             under_way: Cell::default(),
+            answered_at: Cell::default(),
             sent: RefCell::default(),
             held: RefCell::default(),
         });
@@ -382,6 +376,19 @@ impl Inner {
         guest.replies.end();
     }
 
+    /// Ends the sessions that wait for too long.
+    fn end_unanswered(&self) {
+        let now = self.clock.now();
+        self.each(|inner, guest| {
+            let under_way = (guest.under_way.get() > 0).then(|| guest.answered_at.get());
+            let held = guest.held.borrow().iter().map(|(since, ..)| *since).min();
+            if under_way.into_iter().chain(held).any(|since| now.since(since) >= UNANSWERED_MAX) {
+                tracing::warn!(volume = %inner.volume, "whoever serves a volume is not reached from here: a session ends");
+                inner.cut(guest);
+            }
+        });
+    }
+
     /// Gives back what was held of another node's session, and ends it.
     fn send_away(&self, guest: &Guest) {
         for (_, tag, operation) in std::mem::take(&mut *guest.held.borrow_mut()) {
@@ -403,6 +410,9 @@ impl Inner {
     }
 
     fn pass(&self, guest: &Guest, tag: u64, operation: Operation) {
+        if guest.under_way.get() == 0 {
+            guest.answered_at.set(self.clock.now());
+        }
         guest.under_way.set(guest.under_way.get() + 1);
         self.under_way.set(self.under_way.get() + 1);
         let origin = Origin { session: guest.session, tag };
@@ -418,6 +428,7 @@ impl Inner {
     }
 
     fn answered(&self, guest: &Guest) {
+        guest.answered_at.set(self.clock.now());
         guest.under_way.set(guest.under_way.get() - 1);
         self.under_way.set(self.under_way.get() - 1);
         if self.under_way.get() == 0 && self.is_held.get() {

@@ -235,6 +235,35 @@ fn a_volume_that_breaks_off_here_answers_nobody_any_more() {
 }
 
 #[test]
+fn while_the_node_is_cut_off_who_waits_ends_and_nobody_comes_in() {
+    run(async |bench| {
+        bench.here(1);
+        bench.volume.hold.set(true);
+        let (busy, idle) = (bench.session(1), bench.session(2));
+        bench.ask(1, 1);
+        bench.switch.set_cut_off(true);
+        assert!(!bench.switch.opening().expect("nobody comes in").await);
+        assert!(!busy.ended.get(), "it has not waited for long");
+        bench.pass(UNANSWERED_MAX).await;
+        bench.switch.set_cut_off(true);
+        assert!(busy.ended.get() && !idle.ended.get());
+        // What is answered all the same ends nobody.
+        bench.volume.hold.set(false);
+        bench.ask(2, 1);
+        bench.switch.set_cut_off(true);
+        assert_eq!(idle.answered(), [1]);
+        // Nor does it matter who holds it.
+        bench.switch.break_off();
+        bench.ask(2, 2);
+        bench.pass(UNANSWERED_MAX).await;
+        bench.switch.set_cut_off(false);
+        assert!(!idle.ended.get() && bench.switch.opening().expect("nobody serves it").now_or_never().is_none());
+        bench.switch.set_cut_off(true);
+        assert!(idle.ended.get());
+    });
+}
+
+#[test]
 fn a_session_does_not_outlive_its_lineage() {
     run(async |bench| {
         bench.here(1);

@@ -128,8 +128,9 @@ pub trait Door {
     fn end_burst(&self);
     /// Lets a session go: none of its requests that are not in the journal takes effect any more, and no reply comes.
     fn detach(&self, session: SessionId);
-    /// Completes when somebody serves the volume; none when somebody does. A session may attach all the same.
-    fn opening(&self) -> Option<Local<()>> {
+    /// Completes when somebody serves the volume, or with false when nobody who does is reached from here; none when somebody does. A
+    /// session may attach all the same.
+    fn opening(&self) -> Option<Local<bool>> {
         None
     }
 }

@@ -121,6 +121,9 @@ pub struct Unreadable {
     why: String,
 }
 
+/// Who waits longer than this for an answer, with his connection open, is counted.
+const PATIENCE_MS: u64 = 10_000;
+
 /// Bytes of one read when a whole volume is read.
 const SWEEP_BYTES: u64 = 256 * 1024;
 
@@ -224,6 +227,7 @@ impl Guest {
         let fua = self.rng.chance(self.load.fua_ppm);
         let (first, count) = self.range();
         self.in_flight.set(self.in_flight.get() + 1);
+        let asked_ms = self.sim.now_ms();
         match deed {
             Deed::Write => self.change(&connection, number, Kind::Write, first, count, fua).await,
             Deed::Zero => self.change(&connection, number, Kind::Zero, first, count, fua).await,
@@ -236,6 +240,9 @@ impl Guest {
             }
         }
         self.in_flight.set(self.in_flight.get() - 1);
+        if self.sim.now_ms() - asked_ms > PATIENCE_MS {
+            self.sim.count("requests that were kept waiting", 1);
+        }
     }
 
     /// A range of sectors to ask for.

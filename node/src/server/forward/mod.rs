@@ -25,8 +25,9 @@ use velum_protocol::{
 
 use super::{
     gate::Gate,
+    roads::{Afar, Near, Roads},
     session::Sessions,
-    switch::{Afar, Near, Roads, Switch},
+    switch::Switch,
 };
 use crate::{
     actor::{self, Handle, Shell},

@@ -72,6 +72,9 @@ pub enum End {
     /// Whoever served the volume is lost, or it was deleted: what was under way may be done or not.
     #[error("what the client has under way is not answered any more")]
     Lost,
+    /// The client may find the volume at another node.
+    #[error("whoever serves the volume is not reached from here")]
+    CutOff,
     /// The handshake ended without an export.
     #[error("{0}")]
     Left(#[from] Leave),
@@ -103,6 +106,7 @@ impl End {
             | Self::Closed
             | Self::Stopped
             | Self::Lost
+            | Self::CutOff
             | Self::Left(Leave::Aborted | Leave::Stopping)
             | Self::Broken(_) => None,
         }
@@ -187,10 +191,10 @@ async fn haggle(
 }
 
 /// Waits until a volume is served; the handshake's own bound ends it.
-async fn opened(mailbox: &Mailbox, opening: Local<()>) -> Result<(), End> {
+async fn opened(mailbox: &Mailbox, opening: Local<bool>) -> Result<(), End> {
     let mut stopped = pin!(poll_fn(|context| mailbox.poll_stop(context)).fuse());
     futures_util::select_biased! {
-        () = opening.fuse() => Ok(()),
+        is_served = opening.fuse() => if is_served { Ok(()) } else { Err(End::CutOff) },
         () = stopped => Err(End::Stopped),
     }
 }

@@ -1,0 +1,35 @@
+//! The ways to volumes at other nodes, as those see them who send requests there.
+
+use std::rc::{Rc, Weak};
+
+use velum_protocol::id::{Lineage, NodeId, SessionId, VolumeId};
+
+use crate::volume::messages::{Principal, Reply, Request};
+
+/// The way to a volume at another node. What comes of it comes to [`Near`].
+pub trait Afar {
+    /// A session wants in, if the lineage is still the one it began under. Nothing is submitted before [`Near::attached`].
+    fn attach(&self, session: SessionId, principal: &Principal, lineage: Option<Lineage>);
+    /// As [`Door::submit`](crate::volume::messages::Door::submit).
+    fn submit(&self, request: Request);
+    /// As [`Door::end_burst`](crate::volume::messages::Door::end_burst).
+    fn end_burst(&self);
+    /// As [`Door::detach`](crate::volume::messages::Door::detach).
+    fn detach(&self, session: SessionId);
+}
+
+/// Hears from another node about sessions of this one.
+pub trait Near {
+    /// A session was let in.
+    fn attached(&self, session: SessionId, lineage: Lineage);
+    /// A request is answered.
+    fn reply(&self, reply: Reply);
+    /// A session is over there; what is under way of it may be done or not. `for_good`: to ask again would not help.
+    fn ended(&self, session: SessionId, for_good: bool);
+}
+
+/// Knows the ways to other nodes.
+pub trait Roads {
+    /// The way to a volume at a node.
+    fn to(&self, node: NodeId, volume: VolumeId, near: Weak<dyn Near>) -> Rc<dyn Afar>;
+}
