@@ -11,7 +11,9 @@ from drill import VELUM, Failed, check, first_line, free_port, run
 
 
 class Host:
-    """One node with its own folder, door and admin address."""
+    """One node with its own folder, door and admin address. Kinds of hosts say where the node's directory is and how it is run."""
+
+    command, settings = (VELUM,), ""
 
     def __init__(self, cluster, number):
         self.cluster, self.number = cluster, number
@@ -22,15 +24,22 @@ class Host:
         clouds = "".join(f'[[clouds]]\nname = "{name}"\nurl = "file://{cluster.drill.folder}/clouds/{name}"\n\n'
                          for name in "abc")
         self.peers = f"127.0.0.1:{free_port()}"
+        advertised = f'advertise = "{cluster.links.add(number, self.peers)}"\n' if cluster.links else ""
         self.config.write_text(
-            f'dir = "node"\nnode = {number}\nplain_exports = true\nmemory = "{cluster.memory}"\n\n'
+            f'dir = "{self.place()}"\nnode = {number}\nplain_exports = true\nmemory = "{cluster.memory}"\n\n'
             f'[nbd]\nlisten = ["unix:{self.socket}"]\n\n[admin]\nlisten = "127.0.0.1:0"\n\n'
-            f'[peers]\nlisten = "{self.peers}"\n\n[key]\nkeyfile = "{cluster.drill.folder}/root.key"\n\n'
-            f'[reclaim]\ngrace = "10s"\n\n{clouds}')
+            f'[peers]\nlisten = "{self.peers}"\n{advertised}\n[key]\nkeyfile = "{cluster.drill.folder}/root.key"\n\n'
+            f'[reclaim]\ngrace = "10s"\n\n{self.settings}{clouds}')
+
+    def place(self):
+        """Where the node's directory is to be, below the host's folder."""
+        return "node"
 
     def spawn(self):
         self.process = self.cluster.drill.spawn(
-            VELUM, "--output", "json", "node", "--config", self.config, stdout=subprocess.PIPE, stderr=open(self.log, "ab"))
+            *self.command, "--output", "json", "node", "--config", self.config, stdout=subprocess.PIPE, stderr=open(self.log, "ab"))
+        if self.cluster.links:
+            self.cluster.links.running(self.number, self.process.pid)
 
     def await_ready(self, seconds=60):
         line = first_line(self.process, seconds)
@@ -59,10 +68,11 @@ class Host:
 
 
 class Cluster:
-    """Three hosts in one cluster, and one volume."""
+    """Three hosts in one cluster, and one volume. With `links`, the hosts reach each other through them only."""
 
-    def __init__(self, drill, size, nodes=3, memory="128MiB"):
-        self.drill, self.size, self.memory, self.hosts = drill, size, memory, {}
+    def __init__(self, drill, size, nodes=3, memory="128MiB", links=None, host=Host):
+        self.drill, self.size, self.memory, self.links, self.host = drill, size, memory, links, host
+        self.hosts = {}
         run(VELUM, "key", "init", "--keyfile", drill.folder / "root.key")
         first = self.add(1)
         run(VELUM, "cluster", "init", "--config", first.config)
@@ -75,7 +85,7 @@ class Cluster:
         self.await_copies(nodes)
 
     def add(self, number):
-        self.hosts[number] = Host(self, number)
+        self.hosts[number] = self.host(self, number)
         return self.hosts[number]
 
     def join(self, member):
@@ -100,6 +110,13 @@ class Cluster:
             except (Failed, subprocess.TimeoutExpired) as error:
                 fault = error
         raise Failed(f"no node answers: {fault}")
+
+    def leader(self):
+        return next((node["node"] for node in self.status()["nodes"] if node["role"] == "leader"), None)
+
+    def volume(self):
+        """What any living node shows of the volume."""
+        return self.live()[0].velum("volume", "show", "demo")
 
     def owner(self):
         """The node that owns the volume."""

@@ -87,8 +87,8 @@ with Drill(f"three nodes, {MOVES} moves and {CYCLES} x {KIND} under verified loa
         if (cycle + 1) % 10 == 0:
             load.halt()
             load.verify()
-            say(f"   {cycle + 1} times; {load.acked} acked writes, {load.barriers} barriers, {len(load.model.blocks)} blocks verified, "
-                f"{load.reconnects} reconnects")
+            say(f"   {cycle + 1} times; {load.acked} acked writes, {load.barriers} barriers, {len(load.model.blocks)} blocks "
+                f"verified, {load.reconnects} reconnects")
             load.start()
     load.halt()
     load.verify()

@@ -140,7 +140,7 @@ class Client(threading.Thread):
 
     def send(self, nbd, flying):
         cookie, now, draw = self.random.getrandbits(60), time.monotonic(), self.random.random()
-        if draw < 0.02:
+        if draw < self.load.barriers_share:
             flying[cookie] = ("barrier", None, self.uncovered, now)
             self.uncovered = []
             return nbd.send(Nbd.FLUSH, cookie)
@@ -148,10 +148,10 @@ class Client(threading.Thread):
         if any(chunk == busy for _, busy, _, _ in flying.values()):
             return None
         first, count = chunk * CHUNK, self.random.choice((1, 1, 1, 2, CHUNK))
-        if draw < 0.2:
+        if draw > 0.8:
             flying[cookie] = ("read", chunk, range(first, first + count), now)
             return nbd.send(Nbd.READ, cookie, first * BLOCK, count * BLOCK)
-        what, flags = ("fua", Nbd.FUA) if draw < 0.22 else ("write", 0)
+        what, flags = ("fua", Nbd.FUA) if draw < 2 * self.load.barriers_share else ("write", 0)
         writes = [(block, self.load.model.send(block)) for block in range(first, first + count)]
         flying[cookie] = (what, chunk, writes, now)
         payload = b"".join(contents(block, stamp) for block, stamp in writes)
@@ -178,10 +178,11 @@ class Client(threading.Thread):
 
 class Load:
     """Clients on one volume. `doors` gives the sockets to try; a request that is not answered in `patience` seconds is given up
-    with its connection, and counted."""
+    with its connection, and counted. As many as `barriers_share` of all requests are barriers, and as many writes with FUA."""
 
-    def __init__(self, doors, size, chance, count=4, in_flight=8, patience=3):
+    def __init__(self, doors, size, chance, count=4, in_flight=8, patience=3, barriers_share=0.02):
         self.doors, self.size, self.count, self.in_flight, self.patience = doors, size, count, in_flight, patience
+        self.barriers_share = barriers_share
         self.chance, self.model, self.going, self.clients = chance, Model(), threading.Event(), []
         self.acked, self.barriers, self.reconnects, self.gave_up = 0, 0, 0, 0
 
@@ -209,13 +210,20 @@ class Load:
 
     def first_served(self, since, seconds=60):
         """How long after `since` the first write was acked that was sent then or later."""
+        return self.served(since, seconds, min)
+
+    def all_served(self, since, seconds=60):
+        """The same for the last of the clients to have one acked."""
+        return self.served(since, seconds, max)
+
+    def served(self, since, seconds, which):
         while time.monotonic() < since + seconds:
             self.look()
-            acked = [ack for client in self.clients for sent, ack in client.acks[-200:] if sent >= since]
-            if acked:
-                return min(acked) - since
+            firsts = [next((ack for sent, ack in client.acks if sent >= since), None) for client in self.clients]
+            if None not in firsts or (which is min and any(firsts)):
+                return which(filter(None, firsts)) - since
             time.sleep(0.01)
-        raise Failed(f"no write was served within {seconds} s")
+        raise Failed(f"no write of {'any' if which is min else 'each'} client was served within {seconds} s")
 
     def pause(self, since, until):
         """The longest time between two moments in which no write was acked."""
