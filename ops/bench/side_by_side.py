@@ -59,7 +59,7 @@ def figure(job, what):
 
 def measure(servers, work, arguments):
     """All rounds of one work: the figures per server."""
-    options, what, _ = WORKS[work]
+    options, what, _ = work
     seconds = None if "io_size" in options else arguments.seconds
     figures = {name: [] for name in servers}
     for turn in range(arguments.pairs):
@@ -73,8 +73,8 @@ def measure(servers, work, arguments):
 class Velum:
     """`velum up` with a volume."""
 
-    def __init__(self, drill):
-        self.node = Node(drill, drill.folder / "velum", "--size", f"{SIZE}B").start()
+    def __init__(self, drill, *arguments):
+        self.node = Node(drill, drill.folder / "velum", "--size", f"{SIZE}B", *arguments).start()
         self.node.reclaim_after("10s")
         self.uri = self.node.uri()
 
@@ -111,33 +111,39 @@ def wait_for(path):
     raise Failed(f"{path} does not come")
 
 
-def show(work, figures):
-    """One line of the table."""
-    _, what, more = WORKS[work]
-    ours, theirs = figures["velum"], figures["qemu-nbd"]
+def show(name, work, figures):
+    """One line of the table: the first server beside the second."""
+    _, what, more = work
+    ours, theirs = figures.values()
     ratios = [mine / other for mine, other in zip(ours, theirs)]
     unit = UNITS[what]
-    say(f"| {work}{'' if more else ', latency'} | {statistics.median(ours):,.0f}{unit} | "
+    say(f"| {name}{'' if more else ', latency'} | {statistics.median(ours):,.0f}{unit} | "
         f"{statistics.median(theirs):,.0f}{unit} | {statistics.median(ratios):.2f} | "
         f"{min(ratios):.2f} to {max(ratios):.2f} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description, works):
+    """What was asked for, and which of the works."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7, help="rounds of each work (default 7)")
     parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
     parser.add_argument("--work", default="", help="only works whose name has one of these words, separated by commas")
     arguments = parser.parse_args()
     words = [word for word in arguments.work.split(",") if word]
-    works = [work for work in WORKS if not words or any(word in work for word in words)]
-    check(works, f"no work has {words} in its name; there are: {', '.join(WORKS)}")
+    chosen = {name: work for name, work in works.items() if not words or any(word in name for word in words)}
+    check(chosen, f"no work has {words} in its name; there are: {', '.join(works)}")
+    return arguments, chosen
+
+
+def main():
+    arguments, works = parse(__doc__, WORKS)
     with Drill("velum beside qemu-nbd on a raw file", 3600) as drill:
         servers = {"velum": Velum(drill), "qemu-nbd": QemuNbd(drill)}
         for server in servers.values():
             fio(server.uri, "--rw=write --bs=1m --iodepth=4", None)
         say("| work | velum | qemu-nbd | ratio | range |\n|---|---|---|---|---|")
-        for work in works:
-            show(work, measure(servers, work, arguments))
+        for name, work in works.items():
+            show(name, work, measure(servers, work, arguments))
 
 
 if __name__ == "__main__":
