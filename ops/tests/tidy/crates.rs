@@ -23,7 +23,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hkdf", &["node/src/keyring/"]),
     ("prometheus", &["node/src/metrics.rs", "node/src/metrics/"]),
     ("axum", &["node/src/server/admin/"]),
-    ("hyper", &["node/src/server/admin/"]),
+    ("hyper", &["node/src/server/admin/", "ops/examples/bench_commits.rs"]),
     ("getrandom", &["node/src/env/real/"]),
     ("clap", &["ops/", "sim/"]),
     ("reqwest", &["ops/src/client.rs", "node/src/env/real/"]),
