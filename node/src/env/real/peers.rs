@@ -12,6 +12,7 @@ use rustls::{
     version::TLS13,
 };
 use tokio::{
+    io::BufReader,
     net::{TcpListener, TcpStream},
     sync::{Mutex, Semaphore, mpsc},
     task::{AbortHandle, spawn_local},
@@ -28,6 +29,9 @@ use crate::{
     env::{Clock, Credentials, Listener, Local, PeerIdentity, Stream, network::Address},
     limits::{HANDSHAKE_TIME_MAX, PEER_HANDSHAKES_MAX},
 };
+
+/// Bytes that are read from a connection at once: TLS by itself asks for 4 KiB, a call to the system for each block of a guest.
+const READ_BYTES: usize = 64 << 10;
 
 type Accepted = (Box<dyn Stream>, PeerIdentity);
 
@@ -50,7 +54,7 @@ pub(super) async fn connect(address: &Address, credentials: &Credentials, node: 
     let connect = async move {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        connector.connect(name, stream).await.map_err(|error| match error.kind() {
+        connector.connect(name, buffered(stream)).await.map_err(|error| match error.kind() {
             // What rustls has against the other side.
             io::ErrorKind::InvalidData => io::Error::new(io::ErrorKind::PermissionDenied, error),
             _ => error,
@@ -58,6 +62,10 @@ pub(super) async fn connect(address: &Address, credentials: &Credentials, node: 
     };
     let stream: Box<dyn Stream> = Box::new(in_time(connect).await?);
     Ok(stream)
+}
+
+fn buffered(stream: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(READ_BYTES, stream)
 }
 
 /// Gives up after the time that a handshake may take.
@@ -132,7 +140,7 @@ async fn accept_all(listener: TcpListener, acceptor: TlsAcceptor, accepted: mpsc
 
 async fn greet(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<Accepted> {
     stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
+    let stream = acceptor.accept(buffered(stream)).await?;
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
     let NodeName(cluster, node) = certificate
