@@ -67,7 +67,7 @@ pub(super) enum Effect {
     /// Say who this is, as the link's first frame.
     Greet { link: u64 },
     /// Write; then [`Input::Written`].
-    Write { link: u64, bytes: Vec<u8> },
+    Write { link: u64, bytes: Bytes },
     /// Drop the connection.
     Close,
     /// Dial again after a while.
@@ -223,20 +223,23 @@ impl Machine {
             return;
         }
         self.queue_piece();
-        let mut bytes = Vec::new();
+        let (mut frames, mut bytes) = (Vec::new(), 0);
         while let Some(frame) = self.queue.front() {
             let length = u64_of(frame.len());
             let in_flight = self.written_bytes - self.taken_bytes;
             // One frame is always let through: with nothing in flight there is credit for the longest.
             let has_credit = in_flight == 0 || in_flight + length <= PEER_CREDIT_BYTES;
-            if !has_credit || (!bytes.is_empty() && bytes.len() + frame.len() > WRITE_BYTES) {
+            if !has_credit || (bytes > 0 && bytes + frame.len() > WRITE_BYTES) {
                 break;
             }
             self.written_bytes += length;
             self.queue_bytes -= frame.len();
-            bytes.extend_from_slice(frame);
-            self.queue.pop_front();
+            bytes += frame.len();
+            frames.extend(self.queue.pop_front());
         }
+        // A frame of its own, as long ones mostly are, is written from where it stands.
+        let alone = if frames.len() == 1 { frames.pop() } else { None };
+        let bytes = alone.unwrap_or_else(|| frames.concat().into());
         if !bytes.is_empty() {
             self.writing = true;
             effects.push(Effect::Write { link: self.link, bytes });

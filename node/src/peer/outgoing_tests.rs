@@ -92,8 +92,8 @@ impl Link {
     }
 }
 
-fn decode(bytes: Vec<u8>) -> Vec<Frame> {
-    let (mut bytes, mut frames) = (Bytes::from(bytes), Vec::new());
+fn decode(mut bytes: Bytes) -> Vec<Frame> {
+    let mut frames = Vec::new();
     while !bytes.is_empty() {
         let header = Header::decode(bytes.split_to(HEADER_BYTES).first_chunk().unwrap()).unwrap();
         frames.push(Frame::decode(header.kind, &bytes.split_to(header.body_bytes)).unwrap());

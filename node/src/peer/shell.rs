@@ -6,6 +6,7 @@ use std::{
     rc::Rc,
 };
 
+use bytes::Bytes;
 use futures_util::future::{AbortHandle, abortable};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
 use velum_protocol::{
@@ -110,7 +111,7 @@ impl Shell {
         });
     }
 
-    fn write(&self, link: u64, bytes: Vec<u8>, greets: bool, handle: &Handle<Input>) {
+    fn write(&self, link: u64, bytes: Bytes, greets: bool, handle: &Handle<Input>) {
         let Some(mut writer) = self.connection.borrow_mut().writer.take() else { return };
         let (connection, own, counts) = (Rc::clone(&self.connection), handle.clone(), Rc::clone(&self.own.counts));
         self.run(async move {
@@ -149,7 +150,7 @@ impl ActorShell<Machine> for Shell {
             Effect::Dial { link, address } => self.dial(link, &address, handle),
             Effect::Greet { link } => {
                 let hello = self.own.hello(self.peer, link).encode();
-                self.write(link, hello.to_vec(), true, handle);
+                self.write(link, hello, true, handle);
             }
             Effect::Write { link, bytes } => self.write(link, bytes, false, handle),
             Effect::Close => std::mem::take(&mut self.connection).borrow_mut().close(),

@@ -370,6 +370,11 @@ fn read_epoch(fields: &mut Reader<'_>) -> Result<(VolumeId, Epoch), ReadError> {
     if epoch.0 == 0 { Err(ReadError::Field("epoch")) } else { Ok((volume, epoch)) }
 }
 
+/// What these records take in a frame.
+pub(super) fn carried_bytes(records: &[Bytes]) -> usize {
+    records.iter().map(|record| size_of::<u32>() + record.len()).sum()
+}
+
 fn put_records(records: &[Bytes], out: &mut Vec<u8>) {
     let count = u32::try_from(records.len()).expect("records are bounded where a frame is made");
     out.extend_from_slice(&count.to_le_bytes());

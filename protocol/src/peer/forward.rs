@@ -249,13 +249,21 @@ impl Forward {
     #[must_use]
     pub fn credit_bytes(&self) -> u64 {
         let payload = match self {
-            Self::Request { ask: Ask::Write { payload, .. }, .. } => length_of(payload.len()),
-            Self::Payload { bytes, .. } | Self::Reply { told: Told::Data { bytes, .. }, .. } => length_of(bytes.len()),
             Self::Reply { told: Told::Status(extents), .. } => length_of(extents.len()).saturating_mul(EXTENT_BYTES),
-            Self::Request { .. } | Self::Reply { .. } => 0,
+            Self::Request { .. } | Self::Payload { .. } | Self::Reply { .. } => length_of(self.carried_bytes()),
             _ => return 0,
         };
         payload.saturating_add(OVERHEAD_BYTES)
+    }
+
+    /// Bytes of its payload.
+    pub(super) fn carried_bytes(&self) -> usize {
+        match self {
+            Self::Request { ask: Ask::Write { payload: bytes, .. }, .. }
+            | Self::Payload { bytes, .. }
+            | Self::Reply { told: Told::Data { bytes, .. }, .. } => bytes.len(),
+            _ => 0,
+        }
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {

@@ -32,6 +32,9 @@ pub const HEADER_BYTES: usize = 16;
 /// The longest body.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
 
+/// Room for the fields of most frames.
+const FIELDS_BYTES: usize = 240;
+
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -263,7 +266,9 @@ impl Frame {
     /// When the body is longer than [`BODY_BYTES_MAX`]; whoever makes frames bounds what they carry.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut out = vec![0; HEADER_BYTES];
+        // Room for all of it at once: a frame of records that grew as it was written would be copied several times over.
+        let mut out = Vec::with_capacity(HEADER_BYTES + FIELDS_BYTES + self.carried_bytes());
+        out.resize(HEADER_BYTES, 0);
         match self {
             Self::Hello(hello) => hello.put(&mut out),
             Self::Beat(beat) => beat.put(&mut out),
@@ -288,6 +293,17 @@ impl Frame {
         let header = Header { kind: self.kind(), body_bytes }.encode();
         out.iter_mut().zip(header).for_each(|(to, from)| *to = from);
         out.into()
+    }
+
+    /// Bytes of what may be long in it.
+    fn carried_bytes(&self) -> usize {
+        match self {
+            Self::Piece(piece) => piece.bytes.len(),
+            Self::Append(append) => ensemble::carried_bytes(&append.records),
+            Self::Tail(tail) => ensemble::carried_bytes(&tail.records),
+            Self::Forward(forward) => forward.carried_bytes(),
+            _ => 0,
+        }
     }
 
     /// Reads the body of a frame. What it holds of the body is shared with it, not copied.

@@ -291,6 +291,28 @@ fn every_frame_reads_back() {
     }
 }
 
+#[test]
+fn room_is_made_for_all_that_long_frames_carry() {
+    static LONG: [u8; 64 << 10] = [7; 64 << 10];
+    let bytes = || Bytes::from_static(&LONG);
+    let Frame::Append(append) = records() else { unreachable!("records are appended") };
+    let Append { volume, epoch, prev, .. } = append.clone();
+    let forwarded = [
+        request(write(64 << 10, &LONG), true),
+        Forward::Payload { session: 5, tag: 9, bytes: bytes() },
+        reply(Told::Data { bytes: bytes(), last: true }),
+    ];
+    let carrying = [
+        Frame::Append(Append { records: vec![bytes(); 24], ..append }),
+        Frame::Tail(Tail { volume, epoch, prev, records: vec![bytes(); 24] }),
+        Frame::Piece(Piece { index: 40, offset: 9, bytes: bytes() }),
+    ];
+    for frame in carrying.into_iter().chain(forwarded.map(Frame::Forward)) {
+        let (room, length) = (HEADER_BYTES + FIELDS_BYTES + frame.carried_bytes(), frame.encode().len());
+        assert!((length..length + FIELDS_BYTES).contains(&room), "{:?}: {length} bytes, room for {room}", frame.kind());
+    }
+}
+
 /// Whether a frame ends with bytes whose length is what is left.
 fn ends_open(frame: &Frame) -> bool {
     let is_piece = matches!(
