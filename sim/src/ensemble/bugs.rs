@@ -23,8 +23,14 @@ pub enum Bug {
     KeptLineage,
     /// The owner's own copy counts twice.
     OwnCopyTwice,
+    /// 15: raft takes a record of the sequence whose owner's epoch is over.
+    StaleAppend,
+    /// 16: raft takes a record of the sequence that follows another one than the last.
+    UnlinkedAppend,
     /// 20: members trim what is not in the clouds yet.
     TrimBeforeDurable,
+    /// 30: a copy whose journal is damaged in the middle is cut there and counts as whole.
+    CutAtDamage,
     /// An end of an earlier epoch is believed.
     BelievedVoidEnd,
     /// Copies are called whole before the epoch is open.
@@ -34,7 +40,7 @@ pub enum Bug {
 }
 
 /// All planted bugs.
-pub const ALL: [Bug; 14] = [
+pub const ALL: [Bug; 17] = [
     Bug::AckAtOne,
     Bug::SyncAtOwner,
     Bug::UnstoredPromise,
@@ -45,7 +51,10 @@ pub const ALL: [Bug; 14] = [
     Bug::CountedAmnesic,
     Bug::KeptLineage,
     Bug::OwnCopyTwice,
+    Bug::StaleAppend,
+    Bug::UnlinkedAppend,
     Bug::TrimBeforeDurable,
+    Bug::CutAtDamage,
     Bug::BelievedVoidEnd,
     Bug::HealedBeforeOpen,
     Bug::InheritedDurable,

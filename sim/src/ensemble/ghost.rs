@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 
 use velum_protocol::{
+    format::sequence::Link,
     id::{Epoch, Hash, Jseq, NodeId},
     peer::ensemble::Point,
 };
+
+use crate::{checker::seq1, ledger::Record};
 
 /// The truth.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(super) struct Ghost {
     closed: BTreeMap<Epoch, (Jseq, u64)>,
     /// Which node acked in an epoch.
     acked_by: BTreeMap<Epoch, NodeId>,
+    /// The last record of the sequence.
+    head: Option<Record>,
 }
 
 type Verdict = Result<(), String>;
@@ -37,6 +42,7 @@ impl Ghost {
             d1: Jseq(0),
             closed: BTreeMap::new(),
             acked_by: BTreeMap::new(),
+            head: None,
         }
     }
 
@@ -116,6 +122,20 @@ impl Ghost {
         Ok(())
     }
 
+    /// Raft has taken a record of the sequence.
+    pub(super) fn sequenced(&mut self, record: Record) -> Verdict {
+        let Link { epoch, last, .. } = record.link;
+        if epoch != self.open {
+            return Err(format!("SEQ1: a record of {epoch:?} joins the sequence while {:?} is open", self.open));
+        }
+        if self.chain(last) != Some(record.body.journal_chain) {
+            return Err(format!("SEQ1: a record's window ends at {last:?} with what is not of the history"));
+        }
+        let verdict = seq1::check_link(self.head.as_ref(), &record);
+        self.head = Some(record);
+        verdict.map_err(|why| format!("SEQ1: a record up to {last:?}: {why}"))
+    }
+
     fn one_writer(&mut self, epoch: Epoch, node: NodeId) -> Verdict {
         let first = *self.acked_by.entry(epoch).or_insert(node);
         if first == node { Ok(()) } else { Err(format!("OWN1: nodes {first} and {node} both acked in {epoch:?}")) }
@@ -124,6 +144,8 @@ impl Ghost {
 
 #[cfg(test)]
 mod tests {
+    use velum_protocol::format::sequence::Body;
+
     use super::*;
 
     fn point(at: u64) -> Point {
@@ -156,5 +178,19 @@ mod tests {
         assert!(ghost.acked(Epoch(1), NodeId(1), point(4)).unwrap_err().starts_with("OWN4"));
         assert!(ghost.synced(Epoch(1), NodeId(1), Jseq(4)).unwrap_err().starts_with("OWN4"));
         assert!(ghost.made(Epoch(2), point(5)).unwrap_err().starts_with("VIS6"));
+    }
+
+    #[test]
+    fn a_record_that_does_not_belong_to_the_sequence_is_told() {
+        let record = |epoch, window: (u64, u64), prev: u8, chain| Record {
+            link: Link { epoch, first: Jseq(window.0), last: Jseq(window.1), prev_hash: Hash([prev; 32]) },
+            body: Body { journal_chain: Hash([chain; 32]), segments: Vec::new(), updates: Vec::new() },
+            chain: Hash([window.1 as u8 + 100; 32]),
+        };
+        let mut ghost = ghost();
+        assert_eq!(ghost.sequenced(record(Epoch(1), (1, 2), 0, 2)), Ok(()));
+        assert!(ghost.sequenced(record(Epoch(0), (3, 3), 102, 3)).is_err(), "another epoch");
+        assert!(ghost.sequenced(record(Epoch(1), (3, 3), 102, 9)).is_err(), "another history");
+        assert!(ghost.sequenced(record(Epoch(1), (3, 3), 101, 3)).is_err(), "another record before it");
     }
 }

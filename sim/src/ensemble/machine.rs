@@ -11,7 +11,7 @@ use velum_node::ensemble::{
 };
 use velum_protocol::{
     format::record::RecordHeader,
-    id::{BootId, Epoch, Hash, Jseq, NodeId, VolumeId},
+    id::{BootId, Epoch, Hash, Jseq, NodeId, Seq, VolumeId},
     peer::ensemble::{Life, Point},
 };
 
@@ -39,7 +39,7 @@ pub(super) struct Disk {
     pub(super) promise: Option<(Epoch, BootId)>,
     /// Promises that are being stored, oldest first.
     pub(super) storing: VecDeque<(Epoch, BootId)>,
-    /// The last record is torn.
+    /// The journal ends in damage.
     pub(super) torn: bool,
 }
 
@@ -87,6 +87,16 @@ pub(super) struct Owning {
     pub(super) durable: Jseq,
     /// The d1 mark that records tell.
     pub(super) known: Jseq,
+    /// Sequence records that raft has not answered yet, oldest first.
+    pub(super) sent: Vec<Sent>,
+}
+
+/// A sequence record on its way to raft.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) seq: Seq,
+    pub(super) hash: Hash,
+    pub(super) last: Point,
 }
 
 impl Machine {
@@ -142,6 +152,14 @@ impl Machine {
         if kept > 0 && rng.chance(200_000) {
             self.disk.torn = matches!(self.disk.log.pop(), Some(Op::Keep(_)));
         }
+    }
+
+    /// The process ends, and a bit flips somewhere in the journal: no start reads what lies behind it.
+    pub(super) fn rot(&mut self, rng: &Rng) {
+        self.kill(rng);
+        self.disk.log.truncate(rng.below(self.disk.log.len() as u64 + 1) as usize);
+        self.disk.synced = self.disk.synced.min(self.disk.log.len());
+        self.disk.torn = true;
     }
 
     /// Everything is synced, and then the process ends.

@@ -1,6 +1,7 @@
 //! The world: events in order of time, and what each does.
 
 mod owners;
+mod sequence;
 mod trouble;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ enum Event {
     Close { node: NodeId, process: u64, epoch: Epoch },
     Closed { node: NodeId, process: u64, epoch: Epoch, is_done: bool },
     Sequence { node: NodeId, process: u64 },
+    Append { append: Box<Command> },
     Cursor { seq: u64, epoch: Epoch },
     Trimmed { node: NodeId, process: u64, through: Jseq },
     Tick { node: NodeId, process: u64 },
@@ -78,7 +80,11 @@ pub(super) struct World {
     granted_ms: u64,
     /// A disk was lost, and no ensemble has been opened since without its node.
     lost: Option<NodeId>,
+    /// The node whose journal was damaged.
+    damaged: Option<NodeId>,
     numbers: u64,
+    /// Sequence records that were sealed.
+    sealed: u64,
     delay_ms_max: u64,
     kinds: Vec<(u32, trouble::Trouble)>,
     is_healed: bool,
@@ -94,8 +100,7 @@ impl World {
     pub(super) fn new(recipe: Recipe, trace: Trace) -> Self {
         let rng = Rng::new(recipe.seed, "ensemble");
         let clouds = vec![CloudEntry { name: cloud(), url: "memory:///a".into() }];
-        let mut kinds: Vec<_> = trouble::KINDS.into_iter().filter(|_| rng.chance(600_000)).collect();
-        kinds.push((6, trouble::Trouble::Grant));
+        let kinds = trouble::draw(&rng);
         let delay_ms_max = *rng.pick(&[1, 3, 20]);
         let mut own = Self {
             recipe,
@@ -113,6 +118,8 @@ impl World {
             granted_ms: 0,
             lost: None,
             numbers: 0,
+            sealed: 0,
+            damaged: None,
             delay_ms_max,
             kinds,
             is_healed: false,
@@ -243,6 +250,7 @@ impl World {
             Event::Close { node, process, epoch } => self.close(node, process, epoch),
             Event::Closed { node, process, epoch, is_done } => self.closed(node, process, epoch, is_done),
             Event::Sequence { node, process } => self.sequence(node, process),
+            Event::Append { append } => self.append(*append),
             Event::Cursor { seq, epoch } => self.advance(seq, epoch),
             Event::Trimmed { node, process, through } => self.step_role(node, process, Told::Trimmed(through)),
             Event::Tick { node, process } => {

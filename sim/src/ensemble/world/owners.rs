@@ -1,20 +1,17 @@
 //! Who takes over, owns and writes, and what raft answers.
 
 use bytes::Bytes;
-use velum_node::{
-    ensemble::{
-        member,
-        owner::{self, Owner},
-        takeover::{self, Takeover},
-    },
-    metadata::Answer,
+use velum_node::ensemble::{
+    member,
+    owner::{self, Owner},
+    takeover::{self, Takeover},
 };
 use velum_protocol::{
     format::{
         metadata::Command,
         record::{HEADER_BYTES, RecordHeader, RecordKind, chain},
     },
-    id::{BlockCount, BlockIndex, Epoch, Hash, Jseq, KeyEpoch, Lineage, NodeId},
+    id::{BlockCount, BlockIndex, Epoch, Jseq, KeyEpoch, Lineage, NodeId},
     peer::{
         Frame,
         ensemble::{Fence, Point},
@@ -178,6 +175,7 @@ impl World {
             written: base,
             durable: base.at,
             known: durable,
+            sent: Vec::new(),
         };
         up.role = Role::Owning(Box::new(owning));
         self.note("chosen", node, &[epoch.0, base.at.0, end.at.0, u64::from(lineage_changes)]);
@@ -251,7 +249,10 @@ impl World {
             self.tally.0.entry("lineages changed").and_modify(|n| *n += u64::from(lineage_changes)).or_insert(0);
             let verdict = self.ghost.close(epoch, end, lineage_changes);
             self.judge(verdict);
-            let holds = |node: &NodeId| self.nodes.get(node).is_none_or(|machine| machine.disk.has_synced(end));
+            // What was lost since with a disk, or to damage, was there.
+            let holds = |node: &NodeId| {
+                self.damaged == Some(*node) || self.nodes.get(node).is_none_or(|machine| machine.disk.has_synced(end))
+            };
             let copies = members.iter().filter(|node| holds(node)).count();
             let in_clouds = self.state.volumes[&VOLUME].head.last;
             if copies < members.len() / 2 + 1 && end.at > in_clouds {
@@ -313,43 +314,6 @@ impl World {
         }
         self.perform_owner(node, process, effects);
         self.later(wait_ms, Event::Write { node, process });
-    }
-
-    /// The owner appends to the sequence what is at d0; the cloud has it later.
-    pub(super) fn sequence(&mut self, node: NodeId, process: u64) {
-        let (wait_ms, lag_ms) = (self.rng.between(100, 1_500), self.rng.between(10, 2_000));
-        let head = self.state.volumes[&VOLUME].head;
-        let early = self.has(Bug::TrimBeforeDurable);
-        let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
-        let (epoch, last) = (owning.epoch, owning.written);
-        if last.at > head.last {
-            let grant = self.propose(Command::GrantFlush { volume: VOLUME, epoch, key_epoch: KeyEpoch(1) });
-            if let Ok(Answer::Grant(grant)) = grant {
-                let mut hash = [0; 32];
-                hash[..8].copy_from_slice(&(head.seq.0 + 1).to_le_bytes());
-                let append = Command::AppendSequence {
-                    volume: VOLUME,
-                    epoch,
-                    grant,
-                    seq: head.seq.next(),
-                    prev_hash: head.chain,
-                    hash: Hash(hash),
-                    first: head.last.next(),
-                    last: last.at,
-                    journal_chain: last.chain,
-                    record: Bytes::from_static(b"sealed"),
-                    objects: Vec::new(),
-                };
-                if self.propose(append).is_ok() {
-                    self.tally.count("sequence records");
-                    self.later(lag_ms, Event::Cursor { seq: head.seq.0 + 1, epoch });
-                }
-            }
-        }
-        if early {
-            self.step_role(node, process, Told::Trimmed(last.at));
-        }
-        self.later(wait_ms, Event::Sequence { node, process });
     }
 }
 

@@ -7,7 +7,10 @@ use velum_protocol::{format::metadata::Command, id::NodeId};
 
 use super::{Event, World};
 use crate::{
-    ensemble::machine::{Machine, Role, VOLUME},
+    ensemble::{
+        bugs::Bug,
+        machine::{Machine, Role, VOLUME},
+    },
     rng::Rng,
 };
 
@@ -24,11 +27,12 @@ pub(super) enum Trouble {
     Pause,
     SlowLink,
     LostDisk,
+    Rot,
     Grant,
 }
 
 /// All kinds, each as often as its weight says.
-pub(super) const KINDS: [(u32, Trouble); 11] = [
+const KINDS: [(u32, Trouble); 11] = [
     (12, Trouble::Kill),
     (12, Trouble::PowerLoss),
     (3, Trouble::AllLosePower),
@@ -41,6 +45,17 @@ pub(super) const KINDS: [(u32, Trouble); 11] = [
     (3, Trouble::LostDisk),
     (20, Trouble::Grant),
 ];
+
+/// The kinds of a world. One machine at a time may lose something: where a journal rots, nothing else is lost.
+pub(super) fn draw(rng: &Rng) -> Vec<(u32, Trouble)> {
+    let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| rng.chance(600_000)).collect();
+    kinds.push((6, Trouble::Grant));
+    if rng.chance(250_000) {
+        kinds.retain(|(_, kind)| !matches!(kind, Trouble::PowerLoss | Trouble::AllLosePower | Trouble::LostDisk));
+        kinds.push((6, Trouble::Rot));
+    }
+    kinds
+}
 
 impl World {
     pub(super) fn keep(&mut self) {
@@ -121,6 +136,7 @@ impl World {
                 self.links.entry((node, other)).or_default().slow_ms = self.rng.below(500);
             }
             Trouble::LostDisk => self.lose_disk(node),
+            Trouble::Rot => self.rot(node, for_ms),
             Trouble::Grant => self.grant(),
         }
         let wait_ms = self.rng.between(10, 800);
@@ -166,6 +182,18 @@ impl World {
         self.down(node, 0, "kills", Machine::kill);
         self.nodes.remove(&node);
         self.join();
+    }
+
+    /// A journal is damaged; once in a world, for nobody says when the copy is whole again.
+    fn rot(&mut self, node: NodeId, for_ms: u64) {
+        if self.damaged.is_some() || self.process(node).is_none() {
+            return;
+        }
+        self.damaged = Some(node);
+        self.down(node, for_ms, "damaged journals", Machine::rot);
+        if self.has(Bug::CutAtDamage) {
+            self.nodes.entry(node).and_modify(|machine| machine.disk.torn = false);
+        }
     }
 
     pub(super) fn heal(&mut self) {
