@@ -15,7 +15,7 @@ use velum_node::{
 };
 use velum_protocol::version::{CHECKPOINT_STUB, SEGMENT, SEQUENCE_RECORD};
 
-use super::{Planted, stale::Staleness};
+use super::{Planted, resealed::seal_anew, stale::Staleness};
 use crate::{
     env::{Surroundings, cloud::SimCloud},
     guest::pattern::payload,
@@ -31,6 +31,7 @@ pub(super) struct BuggyClouds {
     clouds: Rc<dyn Clouds>,
     clock: Rc<dyn Clock>,
     disk: Rc<dyn Disk>,
+    secret: [u8; 32],
     staleness: Rc<Staleness>,
 }
 
@@ -42,6 +43,7 @@ impl BuggyClouds {
             clouds: Rc::clone(&env.clouds),
             clock: Rc::clone(&env.clock),
             disk: Rc::clone(&env.disk),
+            secret,
             staleness: Rc::new(Staleness::new(secret)),
         }
     }
@@ -64,6 +66,7 @@ impl Clouds for BuggyClouds {
             clock: Rc::clone(&self.clock),
             disk: Rc::clone(&self.disk),
             bucket,
+            secret: self.secret,
             staleness: Rc::clone(&self.staleness),
             lies: Rc::default(),
             records: Cell::new(0),
@@ -83,6 +86,8 @@ struct BuggyStore {
     disk: Rc<dyn Disk>,
     /// What it holds.
     bucket: Option<Rc<SimCloud>>,
+    /// The root key.
+    secret: [u8; 32],
     staleness: Rc<Staleness>,
     /// Lengths of objects that the node believes stored.
     lies: Rc<RefCell<BTreeMap<String, u64>>>,
@@ -120,6 +125,39 @@ impl BuggyStore {
                 drop(delete.await);
             }
             done
+        })
+    }
+
+    /// Creates an object under a name of an earlier life, and takes a name that is taken for one that is stored.
+    fn create_under(&self, used: &str, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
+        let (lies, bytes, create) = (Rc::clone(&self.lies), body.len() as u64, self.store.create(used, body));
+        let name = name.to_owned();
+        Box::pin(async move {
+            match create.await {
+                Ok(()) | Err(CloudStoreError::AlreadyExists) => {
+                    lies.borrow_mut().insert(name, bytes);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// Takes a failed upload for one that had no effect, and stores the segment sealed anew; the record names the first sealing.
+    fn put_or_seal_anew(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
+        let (store, lies, bucket, secret) =
+            (Rc::clone(&self.store), Rc::clone(&self.lies), self.bucket.clone(), self.secret);
+        let name = name.to_owned();
+        Box::pin(async move {
+            let failed = match store.put(&name, body.clone()).await {
+                Err(error @ CloudStoreError::Unavailable(_)) => error,
+                done => return done,
+            };
+            let anew = bucket.and_then(|cloud| seal_anew(secret, &body, cloud.bucket.borrow().pristine()));
+            let Some((other, sealed)) = anew else { return Err(failed) };
+            store.put(&other, sealed).await?;
+            lies.borrow_mut().insert(name, body.len() as u64);
+            Ok(())
         })
     }
 
@@ -171,6 +209,11 @@ impl CloudStore for BuggyStore {
                 self.lies.borrow_mut().insert(name.to_owned(), body.len() as u64);
                 self.store.put(&used, body)
             }
+            Planted::UncomparedName if is_segment && self.used.borrow().is_some() => {
+                let used = self.used.take().unwrap_or_default();
+                self.create_under(&used, name, body)
+            }
+            Planted::ResealedSegment if is_segment => self.put_or_seal_anew(name, body),
             Planted::StaleRelocation if is_record => {
                 let body = match &self.bucket {
                     Some(cloud) => self.staleness.spoil(name, body, cloud.bucket.borrow().pristine()),

@@ -6,6 +6,8 @@
 
 mod clouds;
 mod disk;
+mod keys;
+mod resealed;
 mod stale;
 
 use std::rc::Rc;
@@ -50,6 +52,10 @@ pub enum Planted {
     DeletedTooEarly,
     /// 26: a name is used again after a restart.
     ReusedName,
+    /// 27: a name that is taken counts as stored, whatever lies there. The names are those of an earlier life.
+    UncomparedName,
+    /// 28: an upload that failed counts as one without effect: the segment is sealed anew, and the record names the old sealing.
+    ResealedSegment,
     /// A compaction moves a block that was overwritten since.
     StaleRelocation,
     /// 37: a nonce is used for two seals.
@@ -61,7 +67,7 @@ pub enum Planted {
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 18] = [
+pub const ALL: [Planted; 20] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -76,6 +82,8 @@ pub const ALL: [Planted; 18] = [
     Planted::TrimBeforeDurable,
     Planted::DeletedTooEarly,
     Planted::ReusedName,
+    Planted::UncomparedName,
+    Planted::ResealedSegment,
     Planted::StaleRelocation,
     Planted::ReusedNonce,
     Planted::ReadableData,
@@ -106,7 +114,10 @@ pub fn recipe(seed: u64, bug: Planted) -> Recipe {
         Planted::IgnoredWriteError => {
             Some(failures(seed, options.guests_ms, |rng| (Trouble::FailedWrite(rng.below(8)), Trouble::Kill)))
         }
-        Planted::UnnotedWrites => Some(rotten_ends(options.guests_ms)),
+        Planted::UnnotedWrites => Some(again_and_again(options.guests_ms, 50, |_| Trouble::RottenEnd)),
+        Planted::ResealedSegment => Some(again_and_again(options.guests_ms, TROUBLE_EVERY_MS, |turn| {
+            Trouble::CloudFlaky(turn as usize % options.clouds)
+        })),
         _ => None,
     };
     Recipe { options: Some(options), events, planted: Some(bug), ..Recipe::of(seed) }
@@ -129,10 +140,10 @@ fn failures(seed: u64, guests_ms: u64, draw: impl Fn(&Rng) -> (Trouble, Trouble)
     events
 }
 
-/// Rot in the unsynced end of the journal, time and again; drawn plans come to it seldom.
-fn rotten_ends(guests_ms: u64) -> Vec<Event> {
-    let times = (1..).map(|turn| turn * TROUBLE_EVERY_MS).take_while(|at_ms| *at_ms < guests_ms);
-    times.map(|at_ms| Event { at_ms, node: 0, trouble: Trouble::RottenEnd, for_ms: 50 }).collect()
+/// One kind of trouble, time and again; drawn plans come to it seldom, or to too much beside it.
+fn again_and_again(guests_ms: u64, for_ms: u64, trouble: impl Fn(u64) -> Trouble) -> Vec<Event> {
+    let times = (1..).map(|turn| (turn, turn * TROUBLE_EVERY_MS)).take_while(|(_, at_ms)| *at_ms < guests_ms);
+    times.map(|(turn, at_ms)| Event { at_ms, node: 0, trouble: trouble(turn), for_ms }).collect()
 }
 
 impl Planted {
@@ -158,6 +169,8 @@ impl Planted {
             | Self::TrimBeforeDurable
             | Self::DeletedTooEarly
             | Self::ReusedName
+            | Self::UncomparedName
+            | Self::ResealedSegment
             | Self::StaleRelocation
             | Self::ReadableData
             | Self::AcceptedEmptied => {

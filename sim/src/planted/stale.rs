@@ -3,14 +3,15 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use bytes::Bytes;
-use velum_node::keyring::{IDENTITY_NAME, KeySet, Keyring, ObjectId, ObjectKind, OpenedRecord};
+use velum_node::keyring::{KeySet, Keyring, ObjectId, ObjectKind, OpenedRecord};
 use velum_protocol::{
     checksum,
     format::{location::RunUpdate, sequence::Link},
     id::{Incarnation, Seq, VolumeId},
 };
 
-use crate::ledger::{Ledger, meaning};
+use super::keys;
+use crate::ledger::meaning;
 
 /// Puts a run that was overwritten into relocations, with the cluster's keys; the same one in every cloud.
 pub(super) struct Staleness {
@@ -33,19 +34,10 @@ impl Staleness {
     }
 
     fn forge(&self, record: &Bytes, held: &BTreeMap<String, Bytes>) -> Option<Bytes> {
-        let mut ledger = Ledger::new(self.secret, &[String::new()]);
-        let is_fixed = |name: &str| name == IDENTITY_NAME || name.starts_with("velum/slots/");
-        for (name, body) in held.iter().filter(|(name, _)| is_fixed(name)) {
-            ledger.stored("", name, body).ok()?;
-        }
-        let keyring = ledger.keyring()?.clone();
-        for (name, body) in held.iter().filter(|(name, _)| !is_fixed(name)) {
-            if meaning::identify(&keyring, body).is_ok_and(|id| id.kind == ObjectKind::Catalogue) {
-                ledger.stored("", name, body).ok()?;
-            }
-        }
-        let id = meaning::identify(&keyring, record).ok()?;
-        let records = Records { keyring: &keyring, keys: ledger.keys(id.volume)?, life: id.incarnation, held };
+        let ledger = keys::learn(self.secret, held)?;
+        let keyring = ledger.keyring()?;
+        let id = meaning::identify(keyring, record).ok()?;
+        let records = Records { keyring, keys: ledger.keys(id.volume)?, life: id.incarnation, held };
         let opened = records.keys.open_record((id.incarnation, Seq(id.number)), record).ok()?;
         if !opened.link.is_empty() {
             return None;
