@@ -15,7 +15,7 @@ use velum_sim::{
     ensemble, group,
     minimise::minimise,
     plan::Options,
-    planted::{self, Planted},
+    planted::{self, Planted, World},
     report::{Goal, Summary, reproduce},
     runtime::Run,
     trace::Printer,
@@ -238,12 +238,13 @@ fn exit(fine: bool) -> ExitCode {
 
 fn run(seed: u64, trace: bool, planted: Option<Planted>, nodes: Nodes) -> ExitCode {
     say(&format!("seed {seed}"));
-    let recipe = planted.map_or_else(|| nodes.recipe(seed), |bug| planted::recipe(seed, bug));
-    if let Some(options) = &recipe.options {
-        say(&format!("{options:#?}"));
+    let world = planted.map_or_else(|| World::Nodes(Box::new(nodes.recipe(seed))), |bug| planted::world(seed, bug));
+    match &world {
+        World::Nodes(recipe) => recipe.options.iter().for_each(|options| say(&format!("{options:#?}"))),
+        World::Group(recipe) => say(&format!("{recipe:#?}")),
     }
     let began = now();
-    let run = recipe.run(move || printer(trace));
+    let run = world.run(move || printer(trace));
     let mut summary = Summary { wall: began.elapsed_now(), ..Summary::default() };
     say(&format!("trace {:016x}", run.hash));
     for failure in &run.failures {
@@ -458,11 +459,12 @@ fn look_for(bug: Planted, limit: Instant) -> bool {
             break None;
         }
         seed += 1;
-        let run = planted::recipe(seed, bug).run(|| None);
+        let world = planted::world(seed, bug);
+        let run = world.clone().run(|| None);
         simulated_ms += run.simulated_ms;
         // What the same world shows without the bug is not found.
         if let Some(failure) = run.failures.first()
-            && (Recipe { planted: None, ..planted::recipe(seed, bug) }).run(|| None).failures.is_empty()
+            && world.without_bug().run(|| None).failures.is_empty()
         {
             break Some(failure.clone());
         }

@@ -1,6 +1,9 @@
 //! Groups of raft members: seeds that must be green, the same seed twice, and bugs that must be found.
 
-use velum_sim::{group::Recipe, planted::Planted};
+use velum_sim::{
+    group::Recipe,
+    planted::{Planted, world},
+};
 
 #[test]
 fn groups_keep_what_they_agree_through_everything() {
@@ -48,4 +51,27 @@ fn promises_without_a_sync_are_found() {
 #[test]
 fn a_snapshot_that_is_not_in_place_is_found() {
     finds(Planted::UnsyncedNames);
+}
+
+/// Bugs that are looked for in groups alone.
+#[test]
+fn bugs_of_groups_are_found() {
+    for bug in [Planted::VotesAfterLoss, Planted::SnapshotInPlace, Planted::HashOrder] {
+        let is_found = |seed: &u64| {
+            let fails = !world(*seed, bug).run(|| None).failures.is_empty();
+            fails && world(*seed, bug).without_bug().run(|| None).failures.is_empty()
+        };
+        assert!((1..=40).any(|seed| is_found(&seed)), "{bug:?} was not found in 40 seeds");
+    }
+}
+
+#[test]
+fn a_lost_disk_takes_nothing_that_was_agreed() {
+    let mut lost = 0;
+    for seed in 1..=8 {
+        let run = world(seed, Planted::VotesAfterLoss).without_bug().run(|| None);
+        assert!(run.failures.is_empty(), "seed {seed}: {:#?}", run.failures);
+        lost += run.tally.get("disks lost").copied().unwrap_or(0);
+    }
+    assert!(lost >= 8, "{lost} disks were lost only");
 }

@@ -26,7 +26,10 @@ use crate::{
         own7::Led,
         own8::{Standing, check, check_restart},
     },
-    env::{self, Machine, Surroundings, disk::Loss},
+    env::{
+        self, Machine, Surroundings,
+        disk::{Image, Loss},
+    },
     guest::connection::within,
     planted::Planted,
     rng::Rng,
@@ -95,6 +98,8 @@ pub(super) struct Member {
     /// Where it stood when it was last looked at.
     stood: Cell<Standing>,
     is_fresh: Cell<bool>,
+    /// Its disk was lost: what it had promised nobody keeps.
+    lost_disk: Cell<bool>,
 }
 
 impl Member {
@@ -123,6 +128,7 @@ impl Member {
             seen: Rc::default(),
             stood: Cell::default(),
             is_fresh: Cell::new(false),
+            lost_disk: Cell::new(false),
         }
     }
 
@@ -131,8 +137,11 @@ impl Member {
         &self.machine
     }
 
-    /// Starts the process.
+    /// Starts the process. A member without its disk never starts again, unless it has that very bug.
     pub(super) fn start(&self) {
+        if self.lost_disk.get() && self.setting.planted != Some(Planted::VotesAfterLoss) {
+            return;
+        }
         self.lives.set(self.lives.get() + 1);
         let sim = &self.setting.around.sim;
         sim.event("start", &self.machine.name, &[self.lives.get()]);
@@ -145,7 +154,7 @@ impl Member {
         let (asked, questions) = mpsc::channel(64);
         *self.asked.borrow_mut() = Some(asked);
         self.is_fresh.set(true);
-        let own = (Rc::clone(&life), self.node, self.founds);
+        let own = (Rc::clone(&life), self.node, self.founds && !self.lost_disk.get());
         let main = run(env, self.setting.clone(), own, questions, Rc::clone(&self.seen));
         *self.process.borrow_mut() = Some(Process::start(sim, life, main));
     }
@@ -160,6 +169,19 @@ impl Member {
     pub(super) fn lose_power(&self, loss: Loss) {
         self.end("power loss");
         self.machine.medium.image.borrow_mut().crash(loss, &self.rng);
+    }
+
+    /// The process is killed, and the disk is lost.
+    pub(super) fn lose_disk(&self) {
+        self.end("disk loss");
+        self.machine.medium.image.replace(Image::default());
+        self.lost_disk.set(true);
+        self.stood.set(Standing::default());
+    }
+
+    /// True once its disk was lost.
+    pub(super) fn has_lost_disk(&self) -> bool {
+        self.lost_disk.get()
     }
 
     fn end(&self, how: &'static str) {
@@ -267,7 +289,7 @@ async fn run(
         Ok(running) => *seen.borrow_mut() = Some(running.clone()),
         // It ended in the middle of its start, as it was to.
         Err(_) if !life.is_alive() => return,
-        Err(why) => return sim.fail(format!("node {node} does not start: {why}")),
+        Err(why) => return sim.fail(format!("OWN8: node {node} does not start: {why}")),
     }
     let running = seen.borrow().clone();
     let Some(Seen { consensus, .. }) = running else { return };
@@ -306,7 +328,10 @@ async fn begin(env: &Env, setting: &Setting, node: NodeId, founds: bool) -> Resu
     let identity = JournalIdentity { cluster: keyring.cluster(), node };
     let (journal, mut replay) =
         Journal::examine(env, journal_dir, setting.journal, identity).await.map_err(|error| error.to_string())?;
-    let state = State::new(Rc::clone(&setting.around.sim), Rc::clone(&setting.witness), node.0, setting.padding);
+    let mut state = State::new(Rc::clone(&setting.around.sim), Rc::clone(&setting.witness), node.0, setting.padding);
+    if setting.planted == Some(Planted::HashOrder) {
+        state.go_by_hash(env.entropy.number());
+    }
     let state = Rc::new(RefCell::new(state));
     let examined = Consensus::examine(env, raft_dir, member(), (&journal, &mut replay), &*state).await;
     let examined = examined.map_err(|error| error.to_string())?;

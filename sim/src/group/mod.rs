@@ -34,6 +34,7 @@ use crate::{
 };
 use member::{Member, Question, Setting};
 use state::Witness;
+pub use trouble::Trouble;
 
 /// A world to be made.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,8 @@ pub struct Recipe {
     pub members: u64,
     /// How long trouble goes on.
     pub trouble_ms: u64,
+    /// The one kind of trouble, when kinds are not drawn from the seed.
+    pub only: Option<Trouble>,
     /// A bug of every member.
     pub planted: Option<Planted>,
 }
@@ -58,7 +61,13 @@ impl Recipe {
     /// The world of a seed: three members or five.
     #[must_use]
     pub fn of(seed: u64) -> Self {
-        Self { seed, members: if seed.is_multiple_of(3) { 5 } else { 3 }, trouble_ms: 15_000, planted: None }
+        Self {
+            seed,
+            members: if seed.is_multiple_of(3) { 5 } else { 3 },
+            trouble_ms: 15_000,
+            only: None,
+            planted: None,
+        }
     }
 
     /// Runs it.
@@ -137,7 +146,7 @@ impl World {
         }
         self.lose_the_leader().await;
         let before = self.answered.borrow().len();
-        self.make_trouble(recipe.trouble_ms).await;
+        self.make_trouble(recipe.trouble_ms, recipe.only).await;
         self.heal();
         self.settle(before).await;
     }
@@ -350,6 +359,10 @@ impl World {
             if !is_in && self.leaving.borrow().contains(&node) {
                 // Its removal took longer than anybody waited for it.
                 self.retire(node);
+                return false;
+            }
+            if member.has_lost_disk() && !member.is_up() {
+                self.take_out(node, 5_000).await;
                 return false;
             }
             if !voters.contains(&node) && !self.bring_in(node, 5_000).await {

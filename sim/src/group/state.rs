@@ -48,12 +48,38 @@ pub(super) struct State {
     padding: usize,
     /// Snapshots taken on from others in this life.
     pub(super) restored: Cell<u64>,
+    /// The key of the hash map that a state machine with a bug goes by, another one in each process.
+    hash_key: Option<u64>,
 }
 
 impl State {
     /// An empty list.
     pub(super) fn new(sim: Rc<Sim>, witness: Rc<Witness>, node: u64, padding: usize) -> Self {
-        Self { sim, witness, node, index: 0, hash: 0, numbers: Vec::new(), padding, restored: Cell::new(0) }
+        Self {
+            sim,
+            witness,
+            node,
+            index: 0,
+            hash: 0,
+            numbers: Vec::new(),
+            padding,
+            restored: Cell::new(0),
+            hash_key: None,
+        }
+    }
+
+    /// From now on it looks at what it holds in the order of a hash map with this key.
+    pub(super) fn go_by_hash(&mut self, key: u64) {
+        self.hash_key = Some(key);
+    }
+
+    /// The hash once `number` has joined the list.
+    fn hash_with(&self, number: u64) -> u64 {
+        let join = |hash: u64, number: &u64| mix(hash.rotate_left(7) ^ number);
+        let Some(key) = self.hash_key else { return join(self.hash, &number) };
+        let mut numbers: Vec<u64> = self.numbers.iter().copied().chain([number]).collect();
+        numbers.sort_by_key(|number| mix(key ^ number));
+        numbers.iter().fold(0, join)
     }
 
     /// The proposals applied, in order.
@@ -82,7 +108,7 @@ fn load(snapshot: &[u8]) -> Option<(u64, u64, Vec<u64>)> {
 impl Applier for State {
     fn apply(&mut self, index: u64, entry: &[u8]) -> Bytes {
         let number = u64::from_le_bytes(*entry.first_chunk().expect("proposals begin with their number"));
-        self.hash = mix(self.hash.rotate_left(7) ^ number);
+        self.hash = self.hash_with(number);
         let applied = Applied { node: self.node, index, state: self.hash };
         if let Err(why) = check_applied(&mut self.witness.agreed.borrow_mut(), self.index, applied) {
             self.sim.fail(format!("OWN7: {why}"));

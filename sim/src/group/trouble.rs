@@ -12,23 +12,38 @@ use crate::env::disk::Loss;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug)]
-enum Trouble {
+pub enum Trouble {
+    /// A process is killed.
     Kill,
+    /// A machine loses power.
     PowerLoss,
+    /// All machines do.
     AllLosePower,
+    /// A process ends at some I/O.
     EndAtIo,
+    /// A connection is cut.
     Reset,
+    /// What one member sends another one does not arrive.
     BlockOneWay,
+    /// Two members do not hear each other.
     BlockBoth,
+    /// A member hears nobody, and nobody hears it.
     Isolate,
+    /// A way is blocked and open in turns.
     Flap,
+    /// A way takes long.
     SlowLink,
+    /// Syncs take long.
     SlowDisk,
+    /// The leader hands over.
     Transfer,
+    /// A member goes for good, and another one comes.
     Replace,
+    /// A member loses its disk while another one lags, and the leader is down for a while just then. It goes for good.
+    LostVoter,
 }
 
-/// All kinds, each as often as its weight says.
+/// The kinds that are drawn, each as often as its weight says.
 const KINDS: [(u32, Trouble); 13] = [
     (10, Trouble::Kill),
     (10, Trouble::PowerLoss),
@@ -47,11 +62,14 @@ const KINDS: [(u32, Trouble); 13] = [
 
 impl World {
     /// One trouble after another. Each world knows a random half of the kinds.
-    pub(super) async fn make_trouble(self: &Rc<Self>, for_ms: u64) {
+    pub(super) async fn make_trouble(self: &Rc<Self>, for_ms: u64, only: Option<Trouble>) {
         let until_ms = self.sim.now_ms() + for_ms;
         let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| self.rng.chance(500_000)).collect();
         if kinds.is_empty() {
             kinds = KINDS.to_vec();
+        }
+        if let Some(only) = only {
+            kinds = vec![(1, only)];
         }
         let pause_ms_max = *self.rng.pick(&[300, 1_000, 3_000]);
         while self.sim.now_ms() < until_ms {
@@ -113,6 +131,32 @@ impl World {
                 }
             }
             Trouble::Replace => self.replace(member.node.0).await,
+            Trouble::LostVoter => self.lose_a_voter().await,
+        }
+    }
+
+    /// Of three members one lags, one loses its disk, and the leader goes down before the first has caught up: what was answered
+    /// last is on the leader's disk alone. The lost one must not help the lagging one to lead.
+    async fn lose_a_voter(self: &Rc<Self>) {
+        let is_gone = |member: &&Rc<Member>| member.has_lost_disk() && !member.is_up();
+        if let Some(gone) = self.all().iter().find(is_gone) {
+            return self.replace(gone.node.0).await;
+        }
+        let Some(leader) = self.leader() else { return };
+        let others: Vec<_> = self.all().into_iter().filter(|member| member.node != leader.node).collect();
+        let [lagging, lost] = &others[..] else { return };
+        let (own, names) = (&lagging.machine().name, [&leader.machine().name, &lost.machine().name]);
+        let ways = names.iter().flat_map(|name| [(Rc::clone(own), Rc::clone(name)), (Rc::clone(name), Rc::clone(own))]);
+        let lag_ms = self.rng.between(1_500, 3_000);
+        self.block(&ways.collect::<Vec<_>>(), lag_ms);
+        self.sim.sleep_ms(lag_ms).await;
+        self.down(&leader, None, self.rng.between(5_000, 8_000));
+        self.sim.count("disks lost", 1);
+        lost.lose_disk();
+        lost.start();
+        self.sim.sleep_ms(8_000).await;
+        if !lost.is_up() {
+            self.replace(lost.node.0).await;
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use velum_node::env::{Clock, Disk, File, Local, OpenMode};
 use velum_protocol::{
+    format::journal::{RecordHeader, RecordKind, StreamId},
     id::BootId,
     version::{JOURNAL_REACH, JOURNAL_RECORD},
 };
@@ -20,6 +21,13 @@ use super::Planted;
 
 /// How much too late what should be done before an ack is done.
 const TOO_LATE: Duration = Duration::from_millis(60);
+
+/// How much too late raft's records are synced.
+const MUCH_TOO_LATE: Duration = Duration::from_millis(1_000);
+
+/// The name under which a snapshot of raft is written, and the one it is put in place under.
+const SNAPSHOT_NEW: &str = "snapshot.new";
+const SNAPSHOT: &str = "snapshot";
 
 /// How often the journal notes how far it reaches before it is open.
 const NOTES_AT_START: u32 = 2;
@@ -37,14 +45,41 @@ impl BuggyDisk {
     }
 }
 
+impl BuggyDisk {
+    /// An empty file in the place of what is there.
+    fn open_over(&self, path: PathBuf) -> Local<io::Result<Rc<dyn File>>> {
+        let disk = Rc::clone(&self.disk);
+        Box::pin(async move {
+            match disk.open(&path, OpenMode::ReadWrite).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => disk.open(&path, OpenMode::CreateNew).await,
+                opened => {
+                    let file = opened?;
+                    file.set_size(0)?;
+                    Ok(file)
+                }
+            }
+        })
+    }
+}
+
 impl Disk for BuggyDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> Local<io::Result<Rc<dyn File>>> {
+        if self.bug == Planted::SnapshotInPlace && path.ends_with(SNAPSHOT_NEW) {
+            return self.open_over(path.with_file_name(SNAPSHOT));
+        }
         let opened = self.disk.open(path, mode);
         let is_journal = path.components().any(|part| part.as_os_str() == "journal");
         let (bug, clock) = (self.bug, Rc::clone(&self.clock));
         Box::pin(async move {
             let file = opened.await?;
-            let buggy = |file| BuggyFile { bug, file, clock, late: Rc::default(), notes: Cell::new(0) };
+            let buggy = |file| BuggyFile {
+                bug,
+                file,
+                clock,
+                late: Rc::default(),
+                notes: Cell::new(0),
+                is_rafts: Cell::new(false),
+            };
             let file: Rc<dyn File> = if is_journal { Rc::new(buggy(file)) } else { file };
             Ok(file)
         })
@@ -59,6 +94,9 @@ impl Disk for BuggyDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Local<io::Result<()>> {
+        if self.bug == Planted::SnapshotInPlace && from.ends_with(SNAPSHOT_NEW) {
+            return Box::pin(async { Ok(()) });
+        }
         self.disk.rename(from, to)
     }
 
@@ -97,10 +135,24 @@ struct BuggyFile {
     late: Rc<Late>,
     /// How often was noted in this file how far the journal reaches.
     notes: Cell<u32>,
+    /// The last record written is one of raft's.
+    is_rafts: Cell<bool>,
 }
 
 fn catch_up(file: &Rc<dyn File>, late: &Late) -> io::Result<()> {
     late.take().into_iter().try_for_each(|(offset, bytes)| file.write_at(offset, &bytes))
+}
+
+impl BuggyFile {
+    /// Says that all is synced, and syncs it later.
+    fn sync_later(&self, wait: Duration) -> Local<io::Result<()>> {
+        let (file, sleep) = (Rc::clone(&self.file), self.clock.sleep(wait));
+        velum_node::actor::spawn(async move {
+            sleep.await;
+            drop(file.sync().await);
+        });
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl File for BuggyFile {
@@ -129,6 +181,10 @@ impl File for BuggyFile {
                 }
                 self.file.write_at(offset, bytes)
             }
+            Planted::AppliedBeforeStored => {
+                self.is_rafts.set(ends_with_rafts(bytes));
+                self.file.write_at(offset, bytes)
+            }
             _ => self.file.write_at(offset, bytes),
         }
     }
@@ -143,14 +199,8 @@ impl File for BuggyFile {
         }
         match self.bug {
             Planted::BarrierWithoutSync => Box::pin(async { Ok(()) }),
-            Planted::BarrierBeforeSync => {
-                let (file, sleep) = (Rc::clone(&self.file), self.clock.sleep(TOO_LATE));
-                velum_node::actor::spawn(async move {
-                    sleep.await;
-                    drop(file.sync().await);
-                });
-                Box::pin(async { Ok(()) })
-            }
+            Planted::BarrierBeforeSync => self.sync_later(TOO_LATE),
+            Planted::AppliedBeforeStored if self.is_rafts.take() => self.sync_later(MUCH_TOO_LATE),
             Planted::RetriedSync => {
                 let file = Rc::clone(&self.file);
                 Box::pin(async move {
@@ -180,4 +230,14 @@ fn sealed_again(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut changed = bytes.to_vec();
     *changed.get_mut(at + velum_protocol::format::record::HEADER_BYTES + 30)? ^= 1;
     Some(changed)
+}
+
+/// True when the last of the records that a write begins with is one of raft's.
+fn ends_with_rafts(mut bytes: &[u8]) -> bool {
+    let mut is_rafts = false;
+    while let Ok((header, _)) = RecordHeader::decode(bytes) {
+        is_rafts = matches!(header.kind, RecordKind::Stream(StreamId::Raft, _));
+        bytes = bytes.get(header.record_bytes() as usize..).unwrap_or_default();
+    }
+    is_rafts
 }

@@ -2,7 +2,8 @@
 //!
 //! A planted bug is a decorator of the environment's traits: it makes the shipped node, which does everything right, behave
 //! as a node would that has the bug. Nothing of it is in the node's own code. The numbers are those of the list of bugs that
-//! this family of systems is known for.
+//! this family of systems is known for. What only raft can do wrong is looked for in groups, where a bug may also be one of the
+//! parts that a group has of its own.
 
 mod clouds;
 mod disk;
@@ -16,8 +17,11 @@ use velum_node::env::Env;
 
 use crate::{
     env::{Surroundings, disk::Loss},
+    group,
     plan::{Event, Options, Trouble},
     rng::Rng,
+    runtime::Run,
+    trace::Printer,
     world::Recipe,
 };
 
@@ -56,6 +60,14 @@ pub enum Planted {
     UncomparedName,
     /// 28: an upload that failed counts as one without effect: the segment is sealed anew, and the record names the old sealing.
     ResealedSegment,
+    /// 31: a member that has lost its log goes on under its number, and votes.
+    VotesAfterLoss,
+    /// 32: entries are applied and answered before they and the hard state are durable.
+    AppliedBeforeStored,
+    /// 33: a snapshot of raft is written over the one before.
+    SnapshotInPlace,
+    /// 34: entries are applied in the order of a hash map.
+    HashOrder,
     /// A compaction moves a block that was overwritten since.
     StaleRelocation,
     /// 37: a nonce is used for two seals.
@@ -67,7 +79,7 @@ pub enum Planted {
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 20] = [
+pub const ALL: [Planted; 24] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -84,6 +96,10 @@ pub const ALL: [Planted; 20] = [
     Planted::ReusedName,
     Planted::UncomparedName,
     Planted::ResealedSegment,
+    Planted::VotesAfterLoss,
+    Planted::AppliedBeforeStored,
+    Planted::SnapshotInPlace,
+    Planted::HashOrder,
     Planted::StaleRelocation,
     Planted::ReusedNonce,
     Planted::ReadableData,
@@ -97,9 +113,48 @@ const GUESTS_MS_MAX: u64 = 12_000;
 /// What a world is made for comes about this often in it.
 const TROUBLE_EVERY_MS: u64 = 1_500;
 
-/// The world of `seed` in which `bug` is looked for. Without the bug it must be fine: what it shows anyway is not found.
+/// A world in which a planted bug is looked for.
+#[derive(Clone, Debug)]
+pub enum World {
+    /// One of whole nodes.
+    Nodes(Box<Recipe>),
+    /// A group of raft members.
+    Group(group::Recipe),
+}
+
+impl World {
+    /// Makes the world and lets it run to its end.
+    pub fn run(self, printer: impl FnOnce() -> Option<Printer> + Send + 'static) -> Run<()> {
+        match self {
+            Self::Nodes(recipe) => recipe.run(printer),
+            Self::Group(recipe) => recipe.run(printer),
+        }
+    }
+
+    /// The same world without the bug, in which it must be fine: what it shows anyway is not found.
+    #[must_use]
+    pub fn without_bug(self) -> Self {
+        match self {
+            Self::Nodes(recipe) => Self::Nodes(Box::new(Recipe { planted: None, ..*recipe })),
+            Self::Group(recipe) => Self::Group(group::Recipe { planted: None, ..recipe }),
+        }
+    }
+}
+
+/// The world of `seed` in which `bug` is looked for.
 #[must_use]
-pub fn recipe(seed: u64, bug: Planted) -> Recipe {
+pub fn world(seed: u64, bug: Planted) -> World {
+    let group = group::Recipe { planted: Some(bug), ..group::Recipe::of(seed) };
+    match bug {
+        Planted::SnapshotInPlace | Planted::HashOrder => World::Group(group),
+        Planted::VotesAfterLoss => {
+            World::Group(group::Recipe { members: 3, only: Some(group::Trouble::LostVoter), ..group })
+        }
+        _ => World::Nodes(Box::new(nodes(seed, bug))),
+    }
+}
+
+fn nodes(seed: u64, bug: Planted) -> Recipe {
     let drawn = Options::draw(&Rng::new(seed, "options"));
     let options = Options {
         guests_ms: drawn.guests_ms.min(GUESTS_MS_MAX),
@@ -118,6 +173,9 @@ pub fn recipe(seed: u64, bug: Planted) -> Recipe {
         Planted::ResealedSegment => Some(again_and_again(options.guests_ms, TROUBLE_EVERY_MS, |turn| {
             Trouble::CloudFlaky(turn as usize % options.clouds)
         })),
+        Planted::AppliedBeforeStored => {
+            Some(again_and_again(options.guests_ms, 50, |_| Trouble::PowerLoss(Loss::LoseAll)))
+        }
         _ => None,
     };
     Recipe { options: Some(options), events, planted: Some(bug), ..Recipe::of(seed) }
@@ -159,6 +217,8 @@ impl Planted {
             | Self::UnsyncedNames
             | Self::UnnotedWrites
             | Self::KeptLineage
+            | Self::AppliedBeforeStored
+            | Self::SnapshotInPlace
             | Self::ReusedNonce => {
                 let disk = disk::BuggyDisk::new(self, Rc::clone(&env.disk), Rc::clone(&env.clock));
                 Env { disk: Rc::new(disk), ..env }
@@ -177,6 +237,8 @@ impl Planted {
                 let clouds = clouds::BuggyClouds::new(self, around, &env, secret);
                 Env { clouds: Rc::new(clouds), ..env }
             }
+            // These are of groups, which do themselves what is wrong.
+            Self::VotesAfterLoss | Self::HashOrder => env,
         }
     }
 }
