@@ -15,7 +15,7 @@ from cluster import Cluster
 from drill import MIB, Drill, check, say
 from load import Load
 
-CYCLES = int(os.environ.get("CYCLES", "12"))
+CYCLES = int(os.environ.get("CYCLES", "7"))
 MOVES = int(os.environ.get("MOVES", "10"))
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
 KIND = os.environ.get("KIND", "kill")
