@@ -143,7 +143,7 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(Failed, subprocess.TimeoutExpired):
-                if so():
-                    return
+                if found := so():
+                    return found
             check(time.monotonic() < deadline, f"waited {seconds} s in vain for: {what}")
             time.sleep(0.1)

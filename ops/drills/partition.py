@@ -52,24 +52,25 @@ TROUBLES = [
     ("owner not heard", False, lambda at: at.links.cut(at.owner, at.others, both_ways=False), True),
     ("owner hears nobody", False, lambda at: [at.links.slow(other, at.owner, CUT) for other in at.others], True),
     ("owner cannot dial", False, lambda at: at.links.refuse(at.owner, at.others), True),
-    ("owner and leader apart", False, lambda at: at.links.cut(at.owner, [at.leader]), False),
+    ("owner and leader apart", False, lambda at: at.links.cut(at.owner, [at.leader]), True),
     ("links of the owner flap", False, flap, None),
     ("link to one node slow", False, lambda at: at.links.slow(at.owner, at.third, 0.1), False),
 ]
 
 
 def place(cluster, owner_leads):
-    """Has the owner lead or not."""
+    """Has the owner lead or not, by the word of the node that leads: others may not know yet."""
     def placed():
-        owner, leader = cluster.owner(), cluster.leader()
-        if owner is None or leader is None:
-            return False
+        status = cluster.hosts[cluster.leader()].velum("cluster", "status")
+        leader, owner = status["node"], next((node["node"] for node in status["nodes"] if node["volumes"]), None)
+        if leader != status["leader"] or owner is None:
+            return None
         if (owner == leader) != owner_leads:
             heir = owner if owner_leads else next(number for number in cluster.hosts if number != owner)
             cluster.hosts[leader].velum("cluster", "transfer", heir)
-        return (cluster.owner() == cluster.leader()) == owner_leads
-    cluster.wait(placed, "a leader and an owner as wanted", 30)
-    return Placed(cluster.links, cluster.owner(), cluster.leader(), cluster.hosts, chance)
+            return None
+        return Placed(cluster.links, owner, leader, cluster.hosts, chance)
+    return cluster.wait(placed, "a leader and an owner as wanted", 30)
 
 
 def befall(cluster, load, name, owner_leads, happen, moves):
