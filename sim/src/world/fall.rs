@@ -73,12 +73,20 @@ impl World {
     pub(super) fn fall(self: &Rc<Self>, hosts: Vec<Rc<Host>>, fall: Fall, down_ms: u64) {
         let stands = |host: &Rc<Host>| !host.upkeep.is_down.get() && !host.upkeep.is_retired.get();
         let hosts: Vec<_> = hosts.into_iter().filter(stands).collect();
-        // What a loss left is read before the next one, or nobody could tell what either left.
-        let is_mending = hosts.iter().any(|host| host.upkeep.is_mending.get());
-        let fall = if fall.loses() && (is_mending || !self.may_lose(&hosts)) { Fall::Kill } else { fall };
+        let fall = if fall.loses() && (self.is_mending(&hosts) || !self.may_lose(&hosts)) { Fall::Kill } else { fall };
         if !hosts.is_empty() {
             hosts.iter().for_each(|host| host.upkeep.is_down.set(true));
             self.spawn(|world| world.go_through(hosts, fall, down_ms));
+        }
+    }
+
+    /// What a loss left is read before the next one, or nobody could tell what either left: of the volumes of these nodes or, where
+    /// another node takes over, of all.
+    fn is_mending(&self, hosts: &[Rc<Host>]) -> bool {
+        if self.options.owners_must_return {
+            hosts.iter().any(|host| host.upkeep.is_mending.get())
+        } else {
+            self.several.mending.get() > 0
         }
     }
 
@@ -86,12 +94,12 @@ impl World {
     /// a volume survives the loss of one machine at a time, the others having had time to make up for it; that of all at once
     /// is another matter.
     pub(super) fn may_lose(&self, hosts: &[Rc<Host>]) -> bool {
-        if self.options.owners_must_return || self.are_all(hosts) {
+        if self.options.owners_must_return {
             return true;
         }
         let now_ms = self.sim.now_ms();
         let is_first = self.several.lost_at_ms.get().is_none_or(|lost_ms| now_ms - lost_ms > LOSSES_APART_MS);
-        let may = hosts.len() == 1 && is_first;
+        let may = self.are_all(hosts) || hosts.len() == 1 && is_first;
         if may {
             self.several.lost_at_ms.set(Some(now_ms));
         }
