@@ -372,7 +372,8 @@ impl EnsemblesWhat {
         match *self {
             Self::Run { seed, trace, bug } => {
                 let mut total = Summary::default();
-                let run = ensemble::Recipe { bug, ..ensemble::Recipe::of(seed) }.run(printer(trace));
+                let recipe = bug.map_or(ensemble::Recipe::of(seed), |bug| ensemble::Recipe::planted(seed, bug));
+                let run = recipe.run(printer(trace));
                 say(&format!("trace {:016x}", run.hash));
                 run.failures.iter().for_each(|failure| say(failure));
                 total.add(seed, run);
@@ -433,9 +434,10 @@ fn find_in_ensembles() -> bool {
     for bug in ensemble::ALL {
         let (began, mut simulated_ms) = (now(), 0);
         let hit = (1..=ensemble::SEEDS_MAX).find_map(|seed| {
-            let run = ensemble::Recipe { bug: Some(bug), ..ensemble::Recipe::of(seed) }.run(None);
+            let recipe = ensemble::Recipe::planted(seed, bug);
+            let run = recipe.run(None);
             simulated_ms += run.simulated_ms;
-            let is_new = || ensemble::Recipe::of(seed).run(None).failures.is_empty();
+            let is_new = || ensemble::Recipe { bug: None, ..recipe }.run(None).failures.is_empty();
             run.failures.first().filter(|_| is_new()).map(|failure| (seed, failure.clone()))
         });
         found += usize::from(hit.is_some());

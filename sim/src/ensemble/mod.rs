@@ -32,13 +32,28 @@ pub struct Recipe {
     pub trouble_ms: u64,
     /// A bug of every node.
     pub bug: Option<Bug>,
+    /// Once a journal is damaged. Not in worlds that must keep everything: a takeover that waits in vain for the other copies goes
+    /// on with a damaged one, for it does not tell it from one that lost power and has all that was synced.
+    pub is_damaged: bool,
 }
 
 impl Recipe {
     /// The world of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
-        Self { seed, members: if seed.is_multiple_of(4) { 5 } else { 3 }, trouble_ms: 20_000, bug: None }
+        Self {
+            seed,
+            members: if seed.is_multiple_of(4) { 5 } else { 3 },
+            trouble_ms: 20_000,
+            bug: None,
+            is_damaged: false,
+        }
+    }
+
+    /// The world of a seed in which a bug is looked for.
+    #[must_use]
+    pub fn planted(seed: u64, bug: Bug) -> Self {
+        Self { bug: Some(bug), is_damaged: bug == Bug::CutAtDamage, ..Self::of(seed) }
     }
 
     /// Runs it.

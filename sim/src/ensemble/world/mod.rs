@@ -100,7 +100,7 @@ impl World {
     pub(super) fn new(recipe: Recipe, trace: Trace) -> Self {
         let rng = Rng::new(recipe.seed, "ensemble");
         let clouds = vec![CloudEntry { name: cloud(), url: "memory:///a".into() }];
-        let kinds = trouble::draw(&rng);
+        let kinds = trouble::draw(&rng, recipe.is_damaged);
         let delay_ms_max = *rng.pick(&[1, 3, 20]);
         let mut own = Self {
             recipe,

@@ -46,11 +46,11 @@ const KINDS: [(u32, Trouble); 11] = [
     (20, Trouble::Grant),
 ];
 
-/// The kinds of a world. One machine at a time may lose something: where a journal rots, nothing else is lost.
-pub(super) fn draw(rng: &Rng) -> Vec<(u32, Trouble)> {
+/// The kinds of a world. One machine at a time may lose something: where a journal is damaged, nothing else is lost.
+pub(super) fn draw(rng: &Rng, is_damaged: bool) -> Vec<(u32, Trouble)> {
     let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| rng.chance(600_000)).collect();
     kinds.push((6, Trouble::Grant));
-    if rng.chance(250_000) {
+    if is_damaged {
         kinds.retain(|(_, kind)| !matches!(kind, Trouble::PowerLoss | Trouble::AllLosePower | Trouble::LostDisk));
         kinds.push((6, Trouble::Rot));
     }
