@@ -78,7 +78,9 @@ impl World {
             self.watch.forget_hidden();
             return self.fills();
         }
-        if self.sim.now_ms() < not_before_ms || !self.says_emptied(cloud.name()).await {
+        // Put back while a node has something under way there and has noticed nothing, an exchange is not noticed at all.
+        let by_all = phase == Phase::Exchanged;
+        if self.sim.now_ms() < not_before_ms || !self.says_emptied(cloud.name(), by_all).await {
             return;
         }
         if phase == Phase::Exchanged {
@@ -103,15 +105,24 @@ impl World {
         }
     }
 
-    async fn says_emptied(&self, name: &str) -> bool {
+    /// Whether some node says so, or every one that runs.
+    async fn says_emptied(&self, name: &str, by_all: bool) -> bool {
+        let mut says = false;
         for host in self.hosts() {
             let listed = host.admin(Request::ListClouds, 10_000).await;
-            let Some(Ok(Response::Clouds(clouds))) = listed else { continue };
-            if clouds.iter().any(|cloud| cloud.name == name && cloud.state == CloudState::Emptied) {
-                return true;
+            let is_emptied = match listed {
+                Some(Ok(Response::Clouds(clouds))) => {
+                    clouds.iter().any(|cloud| cloud.name == name && cloud.state == CloudState::Emptied)
+                }
+                _ if host.is_well() => false,
+                _ => continue,
+            };
+            if is_emptied != by_all {
+                return is_emptied;
             }
+            says |= is_emptied;
         }
-        false
+        says
     }
 
     /// At rest every place is right again and every cloud whole; `false` when one never is.
