@@ -1,4 +1,4 @@
-"""The links between nodes go through this proxy, which holds back or slows what one node says to another.
+"""The links between nodes go through this proxy, which holds back, delays or narrows what one node says to another.
 
 Held bytes arrive when the way is open again, as TCP would have it. Who dials is seen from the tables of /proc; both ends are
 processes of the drill. The proxy is a process of its own, so that the drill's load does not slow it.
@@ -13,6 +13,7 @@ import pathlib
 from drill import free_port
 
 PIECE = 1 << 16
+PIECES_ON_THE_WAY = 64
 CUT = float("inf")
 
 
@@ -37,6 +38,10 @@ class Links:
         """What a node says to another takes so much longer, or does not arrive (`CUT`)."""
         self.tell("slow", sender, receiver, seconds)
 
+    def narrow(self, sender, receiver, rate):
+        """No more than so many bytes a second get from a node to another."""
+        self.tell("narrow", sender, receiver, rate)
+
     def cut(self, sender, receivers, both_ways=True):
         for receiver in receivers:
             self.slow(sender, receiver, CUT)
@@ -60,7 +65,8 @@ class Proxy:
     """What runs in the other process."""
 
     def __init__(self, wire):
-        self.wire, self.pids, self.seconds, self.refused, self.live, self.changed = wire, {}, {}, set(), {}, None
+        self.wire, self.pids, self.live, self.changed = wire, {}, {}, None
+        self.seconds, self.rates, self.busy_until, self.refused = {}, {}, {}, set()
 
     def run(self):
         asyncio.run(self.serve())
@@ -85,12 +91,15 @@ class Proxy:
         elif order == "slow":
             sender, receiver, seconds = words
             self.seconds[sender, receiver] = seconds
+        elif order == "narrow":
+            sender, receiver, rate = words
+            self.rates[sender, receiver] = rate
         elif order == "refuse":
             self.refused.add(words)
             for writer in self.live.get(words, ()):
                 writer.close()
         else:
-            self.seconds, self.refused = {}, set()
+            self.seconds, self.rates, self.refused = {}, {}, set()
         async with self.changed:
             self.changed.notify_all()
 
@@ -110,21 +119,46 @@ class Proxy:
         live -= {writer, inner_writer}
 
     async def pump(self, way, reader, writer):
+        """Pieces are on the way side by side, as many as a connection has in flight."""
+        pieces = asyncio.Queue(PIECES_ON_THE_WAY)
+        await asyncio.gather(self.depart(way, reader, pieces), self.arrive(way, writer, pieces))
+
+    async def depart(self, way, reader, pieces):
         with contextlib.suppress(OSError):
             while piece := await reader.read(PIECE):
-                await self.way_open(*way)
-                writer.write(piece)
-                await writer.drain()
-        await self.way_open(*way)
-        writer.close()
+                await self.squeeze(way, len(piece))
+                seconds = self.seconds.get(way, 0)
+                await pieces.put((asyncio.get_running_loop().time() + (seconds if seconds < CUT else 0), piece))
+        await pieces.put((0, b""))
+
+    async def arrive(self, way, writer, pieces):
+        is_open = True
+        while True:
+            due, piece = await pieces.get()
+            await asyncio.sleep(max(0, due - asyncio.get_running_loop().time()))
+            await self.way_open(*way)
+            if not piece:
+                writer.close()
+                return
+            # What comes for an end that is gone is taken and dropped, so that the other end is heard to its own.
+            try:
+                if is_open:
+                    writer.write(piece)
+                    await writer.drain()
+            except OSError:
+                is_open = False
+
+    async def squeeze(self, way, length):
+        """Waits until so many bytes are through: all connections of a way share what it carries."""
+        if rate := self.rates.get(way):
+            now = asyncio.get_running_loop().time()
+            through = max(now, self.busy_until.get(way, 0)) + length / rate
+            self.busy_until[way] = through
+            await asyncio.sleep(through - now)
 
     async def way_open(self, sender, receiver):
-        """Waits for as long as what is on the way takes."""
-        way = sender, receiver
-        if 0 < (seconds := self.seconds.get(way, 0)) < CUT:
-            await asyncio.sleep(seconds)
         async with self.changed:
-            await self.changed.wait_for(lambda: self.seconds.get(way, 0) < CUT)
+            await self.changed.wait_for(lambda: self.seconds.get((sender, receiver), 0) < CUT)
 
     def who(self, port, proxy_port):
         """The node whose process has the socket that is bound to a port."""

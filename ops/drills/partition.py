@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Three nodes under verified load whose links are cut, one way and both, flap or are slow: no acked write is lost, no read is
+"""Three nodes under verified load whose links are cut, one way and both, flap, are slow or narrow: no acked write is lost, no read is
 wrong, service goes on from where most nodes are, and no door keeps its clients hanging.
 
 ROUNDS sets how often each trouble comes, SECONDS how long it lasts, TROUBLES (words of their names) which ones, SEED what is drawn.
@@ -21,6 +21,7 @@ SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
 CHOSEN = os.environ.get("TROUBLES", "").split(",")
 SIZE = 64 * MIB
 HANG_MAX = 10
+NARROW = 640 << 10  # A small part of what the load writes.
 
 
 class Placed:
@@ -55,6 +56,7 @@ TROUBLES = [
     ("owner and leader apart", False, lambda at: at.links.cut(at.owner, [at.leader]), True),
     ("links of the owner flap", False, flap, None),
     ("link to one node slow", False, lambda at: at.links.slow(at.owner, at.third, 0.1), False),
+    ("link to one node narrow", False, lambda at: at.links.narrow(at.owner, at.third, NARROW), False),
 ]
 
 

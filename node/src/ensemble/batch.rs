@@ -7,8 +7,12 @@ use velum_protocol::{
     peer::ensemble::{Point, RECORDS_MAX},
 };
 
-/// Bytes of the records of a frame: beyond that more in a frame saves nothing, and keeps what else is on the link waiting.
-pub(super) const FRAME_BYTES: usize = 1 << 20;
+/// Bytes of the records that an owner sends in a frame: beyond that more in a frame saves nothing, and keeps what else is on the link
+/// waiting.
+pub(super) const FRAME_BYTES: usize = 256 << 10;
+
+/// The same of a tail, each part of which is asked for: the volume is served when all are there.
+pub(super) const TAIL_BYTES: usize = 1 << 20;
 
 /// A record that is held, and what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +65,20 @@ pub fn judge(prev: Point, epoch: Epoch, records: &[Bytes]) -> Result<Vec<Held>, 
     Ok(judged)
 }
 
-/// As many of `records`, from the first, as one frame is to carry: at least one.
-pub(super) fn fitting<'a>(records: impl Iterator<Item = &'a Bytes>) -> impl Iterator<Item = &'a Bytes> {
+/// As many of `records`, from the first, as one frame of about so many bytes is to carry: at least one.
+pub(super) fn fitting<'a>(
+    records: impl Iterator<Item = &'a Bytes>,
+    bytes_max: usize,
+) -> impl Iterator<Item = &'a Bytes> {
     let mut bytes = 0;
     let is_within = move |(count, record): &(usize, &Bytes)| {
         bytes += record.len();
-        *count == 0 || (bytes <= FRAME_BYTES && *count < RECORDS_MAX)
+        *count == 0 || (bytes <= bytes_max && *count < RECORDS_MAX)
     };
     records.enumerate().take_while(is_within).map(|(_, record)| record)
 }
 
-/// True when no frame is to carry more than these.
+/// True when an owner's frame is not to carry more than these.
 pub(super) fn is_full(records: &[Bytes]) -> bool {
     // The next one would not have fit, or hardly anything would.
     records.len() >= RECORDS_MAX || records.iter().map(Bytes::len).sum::<usize>() >= FRAME_BYTES / 2

@@ -9,7 +9,7 @@ use velum_protocol::{
 
 use super::owner::MemberStanding;
 
-/// Frames with records on the way to one member, which makes 8 MiB of full ones. A member that lags gets fewer and larger frames.
+/// Frames with records on the way to one member, which makes 2 MiB of full ones. A member that lags gets fewer and larger frames.
 const FRAMES_MAX: usize = 8;
 
 /// Ticks of silence after which a member that has something to say is asked, at first; twice as long each time.

@@ -14,7 +14,7 @@ use velum_protocol::{
     },
 };
 
-use super::batch::{Held, fitting, judge, position};
+use super::batch::{Held, TAIL_BYTES, fitting, judge, position};
 
 /// What a start found of the copy; all of it is synced.
 #[derive(Clone, Debug)]
@@ -285,7 +285,7 @@ impl Member {
     fn records(&self, after: Jseq, through: Jseq) -> Vec<Bytes> {
         let count = |from: Jseq, to: Jseq| usize::try_from(to.0.saturating_sub(from.0)).unwrap_or(usize::MAX);
         let behind = self.held.iter().skip(count(self.base.at, after));
-        fitting(behind.take(count(after, through)).map(|held| &held.record)).cloned().collect()
+        fitting(behind.take(count(after, through)).map(|held| &held.record), TAIL_BYTES).cloned().collect()
     }
 
     fn sync(&mut self, effects: &mut Vec<Effect>) {

@@ -16,7 +16,7 @@ use velum_protocol::{
 };
 
 use super::{
-    batch::{Held, fitting, is_full, judge, position},
+    batch::{FRAME_BYTES, Held, fitting, is_full, judge, position},
     follower::Follower,
 };
 
@@ -222,7 +222,7 @@ impl Owner {
         while member.takes_more() && member.sent < self.last() {
             let from = member.sent.max(self.base.at);
             let behind = self.records.iter().skip(self.place(from)).map(|held| &held.record);
-            let records: Vec<_> = fitting(behind).cloned().collect();
+            let records: Vec<_> = fitting(behind, FRAME_BYTES).cloned().collect();
             let end = position(from, records.len());
             let sync = member.sync_asked < self.wanted && (end >= self.wanted || is_full(&records));
             self.send(member, from, records, sync, effects);

@@ -1,8 +1,9 @@
 //! Links between nodes: one outgoing connection to each peer, and a door at which theirs come in.
 //!
-//! Frames travel one way on a link, in order; answers come on the other node's link. What a link may lose it loses by
-//! closing: nothing of a closed link is sent again, and nothing of it is taken once a newer one of the same node has begun.
-//! Whoever needs more says it again, as raft does.
+//! Frames travel one way on a link, in order within their kind: what is short and waited for overtakes records and guests' data,
+//! and no more is on its way than what the way carries in a moment. Answers come on the other node's link. What a link may lose
+//! it loses by closing: nothing of a closed link is sent again, and nothing of it is taken once a newer one of the same node has
+//! begun. Whoever needs more says it again, as raft does.
 //!
 //! Who the other side is, the transport vouches for. It must be the node that its first frame names and that every message
 //! names, and one that the receiver still listens to, asked for every frame: a node that was removed is told so and cut off
@@ -12,8 +13,10 @@
 mod door;
 mod frames;
 mod incoming;
+mod lanes;
 mod outgoing;
 mod shell;
+mod window;
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,9 +1,10 @@
 //! The link to one peer, as a machine: dial, greet, send in order within the peer's credit, and begin anew when it breaks.
 //!
 //! What waits to be sent is bounded in bytes. Past the bound a frame is dropped, counted, and the receiver of this node is
-//! told that something may be lost. A link that breaks takes its queue with it.
+//! told that something may be lost. A link that breaks takes its queue with it. Who goes first, [`Lanes`] says, and how much is on
+//! its way at once, a [`Window`] and the peer's credit.
 
-use std::{cmp::Ordering, collections::VecDeque, time::Duration};
+use std::{cmp::Ordering, time::Duration};
 
 use bytes::Bytes;
 use velum_protocol::{
@@ -14,10 +15,12 @@ use velum_protocol::{
     },
 };
 
+use super::{lanes::Lanes, window::Window};
+
 use crate::{
     actor,
     env::{Instant, network::Address},
-    limits::{PEER_CREDIT_BYTES, PEER_QUEUE_BYTES_MAX},
+    limits::PEER_CREDIT_BYTES,
 };
 
 /// How often a link says that it lives.
@@ -31,6 +34,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 
 /// Bytes handed to the stream at once.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// Bytes of a snapshot's state in one frame: what else is on the link waits for no more.
+const PIECE_BYTES: usize = 256 << 10;
+const _: () = assert!(PIECE_BYTES <= PIECE_BYTES_MAX);
 
 /// What the machine is told.
 #[derive(Debug)]
@@ -130,14 +137,18 @@ pub(super) struct Machine {
     /// Counts connections; what comes from another one than the newest is old.
     link: u64,
     backoff: Duration,
-    queue: VecDeque<Bytes>,
-    queue_bytes: usize,
+    lanes: Lanes,
+    window: Window,
     writing: bool,
+    /// The peer is to be asked what it has taken, and told that this side lives.
+    is_beat_due: bool,
     /// Bytes of frames handed over on this link, without the greeting.
     written_bytes: u64,
     taken_bytes: u64,
     sending: Option<Sending>,
     heard: Instant,
+    /// When the greeting was sent.
+    greeting: Instant,
 }
 
 impl Machine {
@@ -151,13 +162,15 @@ impl Machine {
             incarnation: Incarnation(0),
             link: 0,
             backoff: BACKOFF.0,
-            queue: VecDeque::new(),
-            queue_bytes: 0,
+            lanes: Lanes::default(),
+            window: Window::new(Duration::MAX),
             writing: false,
+            is_beat_due: false,
             written_bytes: 0,
             taken_bytes: 0,
             sending: None,
             heard: Instant::default(),
+            greeting: Instant::default(),
         }
     }
 
@@ -173,12 +186,11 @@ impl Machine {
     fn fall(&mut self, why: String, effects: &mut Vec<Effect>) {
         effects.push(Effect::Close);
         self.phase = Phase::Down;
-        self.writing = false;
-        if !self.queue.is_empty() {
-            effects.push(Effect::Dropped(self.queue.len()));
+        (self.writing, self.is_beat_due) = (false, false);
+        let lanes = std::mem::take(&mut self.lanes);
+        if lanes.count() > 0 {
+            effects.push(Effect::Dropped(lanes.count()));
         }
-        self.queue.clear();
-        self.queue_bytes = 0;
         if let Some(Sending { ticket, .. }) = self.sending.take() {
             effects.push(Effect::Sent { ticket, whole: false });
         }
@@ -196,46 +208,51 @@ impl Machine {
         Duration::from_millis(backoff_ms + backoff_ms * mixed / 512)
     }
 
-    fn send(&mut self, frame: &Frame, effects: &mut Vec<Effect>) {
-        let bytes = frame.encode();
-        if self.phase == Phase::Down || self.queue_bytes + bytes.len() > PEER_QUEUE_BYTES_MAX {
+    fn send(&mut self, frame: &Frame, now: Instant, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Down || !self.lanes.push(frame) {
             effects.push(Effect::Dropped(1));
             return effects.push(Effect::Lost);
         }
-        self.queue_bytes += bytes.len();
-        self.queue.push_back(bytes);
-        self.write(effects);
+        self.write(now, effects);
     }
 
-    fn send_snapshot(&mut self, ticket: u64, head: Message, state: Bytes, effects: &mut Vec<Effect>) {
+    fn send_snapshot(&mut self, (ticket, head, state): (u64, Message, Bytes), now: Instant, effects: &mut Vec<Effect>) {
         let index = head.snapshot.as_ref().map(|head| head.index);
         let Some(index) = index.filter(|_| self.phase == Phase::Up && self.sending.is_none()) else {
             return effects.push(Effect::Sent { ticket, whole: false });
         };
+        // The head is a word and goes before its pieces.
         self.sending = Some(Sending { ticket, index, offset: 0, state, ends_at: None });
-        self.send(&Frame::Raft(Box::new(head)), effects);
-        self.write(effects);
+        self.send(&Frame::Raft(Box::new(head)), now, effects);
     }
 
     /// Hands over what the peer has room for, one piece at a time.
-    fn write(&mut self, effects: &mut Vec<Effect>) {
+    fn write(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         if self.phase != Phase::Up || self.writing {
             return;
         }
-        self.queue_piece();
         let (mut frames, mut bytes) = (Vec::new(), 0);
-        while let Some(frame) = self.queue.front() {
-            let length = u64_of(frame.len());
+        while let Some((length, takes_turns)) = self.next() {
             let in_flight = self.written_bytes - self.taken_bytes;
+            let most = if takes_turns { self.window.bytes() } else { PEER_CREDIT_BYTES };
             // One frame is always let through: with nothing in flight there is credit for the longest.
-            let has_credit = in_flight == 0 || in_flight + length <= PEER_CREDIT_BYTES;
-            if !has_credit || (bytes > 0 && bytes + frame.len() > WRITE_BYTES) {
+            if in_flight > 0 && in_flight + u64_of(length) > most {
+                self.is_beat_due |= self.window.hold();
                 break;
             }
-            self.written_bytes += length;
-            self.queue_bytes -= frame.len();
-            bytes += frame.len();
-            frames.extend(self.queue.pop_front());
+            if bytes > 0 && bytes + length > WRITE_BYTES {
+                break;
+            }
+            frames.extend(self.lanes.pop());
+            self.written_bytes += u64_of(length);
+            bytes += length;
+        }
+        // Behind all else, so that the answer tells of it.
+        if std::mem::take(&mut self.is_beat_due) {
+            let beat = Frame::Beat(Beat { taken_bytes: 0 }).encode();
+            self.written_bytes += u64_of(beat.len());
+            self.window.ask(self.written_bytes, now);
+            frames.push(beat);
         }
         // A frame of its own, as long ones mostly are, is written from where it stands.
         let alone = if frames.len() == 1 { frames.pop() } else { None };
@@ -246,47 +263,51 @@ impl Machine {
         }
     }
 
-    /// The next piece of a snapshot, when nothing else waits.
-    fn queue_piece(&mut self) {
-        let Some(sending) = self.sending.as_mut().filter(|_| self.queue.is_empty()) else { return };
-        let end = sending.state.len().min(sending.offset + PIECE_BYTES_MAX);
-        if sending.offset < end {
-            let bytes = sending.state.slice(sending.offset..end);
-            let frame = Frame::Piece(Piece { index: sending.index, offset: u64_of(sending.offset), bytes }).encode();
-            sending.offset = end;
-            self.queue_bytes += frame.len();
-            self.queue.push_back(frame);
-        } else if sending.ends_at.is_none() {
-            sending.ends_at = Some(self.written_bytes);
+    /// The next frame to go, as [`Lanes::next`] gives it. A piece of a snapshot is cut when none waits.
+    fn next(&mut self) -> Option<(usize, bool)> {
+        if let Some(sending) = self.sending.as_mut().filter(|_| self.lanes.has_no_piece()) {
+            let end = sending.state.len().min(sending.offset + PIECE_BYTES);
+            if sending.offset < end {
+                let bytes = sending.state.slice(sending.offset..end);
+                let piece = Piece { index: sending.index, offset: u64_of(sending.offset), bytes };
+                if self.lanes.push(&Frame::Piece(piece)) {
+                    sending.offset = end;
+                }
+            } else if sending.ends_at.is_none() {
+                sending.ends_at = Some(self.written_bytes);
+            }
         }
+        self.lanes.next()
     }
 
-    fn taken(&mut self, taken_bytes: u64, effects: &mut Vec<Effect>) {
+    fn taken(&mut self, taken_bytes: u64, now: Instant, effects: &mut Vec<Effect>) {
         // A peer that has taken more than it was sent is mistaken; credit it with no more than that.
         self.taken_bytes = self.taken_bytes.max(taken_bytes.min(self.written_bytes));
         let taken = self.taken_bytes;
+        self.window.taken(taken, now);
         if let Some(sent) = self.sending.take_if(|sending| sending.ends_at.is_some_and(|end| end <= taken)) {
             effects.push(Effect::Sent { ticket: sent.ticket, whole: true });
         }
-        self.write(effects);
+        self.write(now, effects);
     }
 
-    fn heard(&mut self, frame: Frame, effects: &mut Vec<Effect>) {
+    fn heard(&mut self, frame: Frame, now: Instant, effects: &mut Vec<Effect>) {
         match frame {
-            Frame::Hello(hello) if self.phase == Phase::Greeting => self.greeted(&hello, effects),
-            Frame::Beat(Beat { taken_bytes }) if self.phase == Phase::Up => self.taken(taken_bytes, effects),
+            Frame::Hello(hello) if self.phase == Phase::Greeting => self.greeted(&hello, now, effects),
+            Frame::Beat(Beat { taken_bytes }) if self.phase == Phase::Up => self.taken(taken_bytes, now, effects),
             Frame::Verdict(verdict @ (Verdict::Removed | Verdict::Outlived)) => self.refused(verdict, effects),
             _ => self.fall("the peer says what has no place on this side of a link".to_owned(), effects),
         }
     }
 
-    fn greeted(&mut self, hello: &Hello, effects: &mut Vec<Effect>) {
+    fn greeted(&mut self, hello: &Hello, now: Instant, effects: &mut Vec<Effect>) {
         match objection(hello, self.incarnation, self.peer, self.own) {
             None => {
                 self.phase = Phase::Up;
+                self.window = Window::new(now.since(self.greeting));
                 self.backoff = BACKOFF.0;
                 effects.push(Effect::Report { state: LinkState::Up, why: None });
-                self.write(effects);
+                self.write(now, effects);
             }
             Some(Objection::Faulty(why)) => self.fall(why.to_owned(), effects),
             Some(Objection::Outlived) => {
@@ -306,9 +327,8 @@ impl Machine {
             if now.since(self.heard) > SILENCE_MAX {
                 return self.fall("the peer gave no sign of life".to_owned(), effects);
             }
-            if self.phase == Phase::Up {
-                self.send(&Frame::Beat(Beat { taken_bytes: 0 }), effects);
-            }
+            self.is_beat_due = self.phase == Phase::Up;
+            self.write(now, effects);
         }
     }
 }
@@ -364,22 +384,22 @@ impl actor::Machine for Machine {
                     self.dial(effects);
                 }
             }
-            Input::Send(frame) => self.send(&frame, effects),
-            Input::SendSnapshot { ticket, head, state } => self.send_snapshot(ticket, *head, state, effects),
+            Input::Send(frame) => self.send(&frame, now, effects),
+            Input::SendSnapshot { ticket, head, state } => self.send_snapshot((ticket, *head, state), now, effects),
             Input::Connected { link, incarnation } if link == self.link && self.phase == Phase::Dialling => {
                 self.phase = Phase::Greeting;
                 self.incarnation = incarnation;
-                self.heard = now;
+                (self.heard, self.greeting) = (now, now);
                 (self.written_bytes, self.taken_bytes) = (0, 0);
                 effects.push(Effect::Greet { link });
             }
             Input::Heard { link, frame } if link == self.link => {
                 self.heard = now;
-                self.heard(frame, effects);
+                self.heard(frame, now, effects);
             }
             Input::Written { link } if link == self.link => {
                 self.writing = false;
-                self.write(effects);
+                self.write(now, effects);
             }
             Input::Broken { link, why } if link == self.link && self.phase != Phase::Down => self.fall(why, effects),
             Input::Beat => {
