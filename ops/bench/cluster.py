@@ -41,6 +41,10 @@ class Three:
     def __init__(self, cluster, by_owner=True):
         self.cluster, self.by_owner = cluster, by_owner
 
+    @property
+    def pids(self):
+        return [host.process.pid for host in self.cluster.hosts.values()]
+
     def owner(self):
         return self.cluster.hosts[self.cluster.owner()]
 

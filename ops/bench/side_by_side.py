@@ -5,7 +5,7 @@ usage: side_by_side.py [--pairs 7] [--seconds 5] [--work NAME,...]      VELUM na
 
 Both servers listen on a unix socket of the same machine and keep their data in the same scratch folder. Each round runs one
 work on one server and then on the other, the order turning with every round, so that what else the machine does
-meets both. A ratio is that of one round's two figures; the table shows the median of the ratios and their range.
+meets both. Before each, both have flushed, compacted and written back all that earlier works left. A ratio is that of one round's two figures; the table shows the median of the ratios and their range.
 Velum runs as `velum up` sets it up, with three local directories for clouds: its figures include sealing everything
 for the journal and again for the clouds, and storing it there three times. 192 MiB are what the dirty budget takes without waiting for the clouds. Needs fio with the nbd engine, and qemu-nbd.
 """
@@ -19,6 +19,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "drills"))
 from drill import MIB, Drill, Failed, Node, check, run, say  # noqa: E402
+from quiet import await_calm  # noqa: E402
 
 SIZE = 1024 * MIB
 REGION = 256 * MIB
@@ -65,7 +66,9 @@ def measure(servers, work, arguments):
     for turn in range(arguments.pairs):
         order = list(servers) if turn % 2 == 0 else list(reversed(servers))
         for name in order:
-            servers[name].rest()
+            for server in servers.values():
+                server.rest()
+            await_calm(pid for server in servers.values() for pid in server.pids)
             figures[name].append(figure(fio(servers[name].uri, options, seconds), what))
     return figures
 
@@ -77,6 +80,10 @@ class Velum:
         self.node = Node(drill, drill.folder / "velum", "--size", f"{SIZE}B", *arguments).start()
         self.node.reclaim_after("10s")
         self.uri = self.node.uri()
+
+    @property
+    def pids(self):
+        return [self.node.process.pid]
 
     def rest(self):
         """Nothing of the work before is left to be done."""
@@ -95,11 +102,11 @@ class QemuNbd:
             "qemu-nbd", "--persistent", "--shared=16", "--format=raw", "--cache=writeback", "--discard=unmap",
             f"--socket={socket}", "--export-name=demo", raw, log=drill.folder / "qemu.log")
         self.uri = f"nbd+unix:///demo?socket={socket}"
+        self.pids = [self.process.pid]
         wait_for(socket)
 
     def rest(self):
-        """What it left in the page cache is on the disk."""
-        run("sync")
+        """It has nothing but what is in the page cache."""
 
 
 def wait_for(path):

@@ -1,6 +1,6 @@
 //! Frames from a stream.
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use velum_protocol::peer::{Frame, FrameError, HEADER_BYTES, Header};
 
@@ -20,7 +20,13 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(Frame
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await?;
     let Header { kind, body_bytes } = Header::decode(&header)?;
-    let mut body = vec![0; body_bytes];
-    stream.read_exact(&mut body).await?;
-    Ok((Frame::decode(kind, &Bytes::from(body))?, HEADER_BYTES + body_bytes))
+    // Not zeroed first: that would touch all of it once more.
+    let mut body = BytesMut::with_capacity(body_bytes);
+    let mut rest = stream.take(u64::try_from(body_bytes).expect("a length in memory fits 64 bits"));
+    while body.len() < body_bytes {
+        if rest.read_buf(&mut body).await? == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+    }
+    Ok((Frame::decode(kind, &body.freeze())?, HEADER_BYTES + body_bytes))
 }
