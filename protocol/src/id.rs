@@ -110,6 +110,57 @@ bytes_id! {
     Hash(32)
 }
 
+/// What an attachment is known by: random, and with the volume's name in front the name under which guests find the volume.
+/// Its text is 16 characters of RFC 4648's base 32, lower case.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Handle(pub [u8; 10]);
+
+impl Handle {
+    /// Characters of the text.
+    pub const CHARS: usize = 16;
+    const ALPHABET: [char; 32] = [
+        'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm', 'n', 'o', 'p', 'q', 'r', 's', 't', 'u', 'v',
+        'w', 'x', 'y', 'z', '2', '3', '4', '5', '6', '7',
+    ];
+
+    /// Reads the text that `Display` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bits: u128 = 0;
+        for character in text.chars() {
+            let digit = Self::ALPHABET.iter().position(|known| *known == character)?;
+            bits = bits << 5 | u128::try_from(digit).ok()?;
+        }
+        let [_, _, _, _, _, _, handle @ ..] = bits.to_be_bytes();
+        (text.len() == Self::CHARS).then_some(Self(handle))
+    }
+}
+
+/// By what a session is let in: an attachment, and the number of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pass {
+    /// The attachment.
+    pub handle: Handle,
+    /// The connection; from 1, given once for each volume.
+    pub connection: u64,
+}
+
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.0.iter().fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
+        let digit = |place: usize| usize::try_from(bits >> (5 * place) & 31).unwrap_or_default();
+        let text: String = (0..Self::CHARS).rev().filter_map(|place| Self::ALPHABET.get(digit(place))).collect();
+        f.pad(&text)
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle({self})")
+    }
+}
+
 number! {
     /// A host node; given once and never again.
     NodeId(u64)
@@ -200,6 +251,20 @@ mod tests {
     fn hexadecimal_form_reads_back() {
         let id = VolumeId([0xa5; 16]);
         assert_eq!(VolumeId::from_hex(&id.to_string()), Some(id));
+    }
+
+    #[test]
+    fn handles_have_one_spelling() {
+        let handle = Handle([0x00, 0x44, 0x32, 0x14, 0xc7, 0x42, 0x54, 0xb6, 0x35, 0xcf]);
+        assert_eq!(handle.to_string(), "abcdefghijklmnop");
+        for handle in [handle, Handle([0; 10]), Handle([0xff; 10]), Handle([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])] {
+            assert_eq!(Handle::parse(&handle.to_string()), Some(handle));
+        }
+        for text in
+            ["", "abcdefghijklmno", "abcdefghijklmnopq", "abcdefghijklmno1", "ABCDEFGHIJKLMNOP", "abcdefghijklmnö"]
+        {
+            assert_eq!(Handle::parse(text), None, "{text}");
+        }
     }
 
     #[test]

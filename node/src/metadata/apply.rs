@@ -11,6 +11,7 @@ use velum_protocol::{
 
 use super::{
     PROPOSAL_BYTES_MAX,
+    attachments::{ATTACHMENTS_MAX, CONNECTIONS_MAX, PERMITS_MAX},
     ensembles::MEMBERS_MAX,
     state::{State, VolumeState},
 };
@@ -29,6 +30,8 @@ pub enum Answer {
     Objects(ObjectNumber, u64),
     /// The flush grant.
     Grant(u64),
+    /// The number of the connection that begins.
+    Connection(u64),
 }
 
 /// Why a command does not fit the state. The same on every node.
@@ -128,6 +131,33 @@ pub enum Rejection {
     /// The end lies before what is in the sequence, or differs from it.
     #[error("the journal cannot end there: the sequence or an earlier end says otherwise")]
     CloseUnfit,
+    /// Somebody is attached, and does not share or is not shared with.
+    #[error("the volume is attached already")]
+    Attached,
+    /// There is no such attachment of the volume, or no more.
+    #[error("there is no such attachment of the volume")]
+    NotAttached,
+    /// The proposer has drawn a handle that is in use.
+    #[error("the handle is in use")]
+    HandleUsed,
+    /// The number of connections, or the host's name.
+    #[error("an attachment has 1 to {CONNECTIONS_MAX} connections, and its host at most 63 printable characters")]
+    BadAttachment,
+    /// The volume has as many attachments as it can.
+    #[error("a volume has at most {ATTACHMENTS_MAX} attachments")]
+    TooManyAttachments,
+    /// Permits are for shared attachments.
+    #[error("the attachment is not a shared one of the volume: only those need permits")]
+    NotShared,
+    /// Another attachment has a permit for a part of the range.
+    #[error("another attachment has a permit there")]
+    Permitted,
+    /// The range is empty or not on region bounds.
+    #[error("a permit's range is not empty and lies on region bounds")]
+    BadPermit,
+    /// The volume has as many permits as it can.
+    #[error("a volume has at most {PERMITS_MAX} permits")]
+    TooManyPermits,
 }
 
 impl State {
@@ -184,6 +214,11 @@ impl State {
             | Command::TakePlace { .. }
             | Command::DismissNode { .. } => self.apply_to_nodes(command),
             Command::GrantEnsemble { .. } | Command::CloseEpoch { .. } => self.apply_to_ensembles(command),
+            Command::Attach { .. }
+            | Command::Detach { .. }
+            | Command::Connect { .. }
+            | Command::Disconnect { .. }
+            | Command::SetPermit { .. } => self.apply_to_attachments(command),
         }
     }
 

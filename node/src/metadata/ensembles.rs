@@ -59,6 +59,7 @@ impl State {
                 if *lineage_changes {
                     let state = self.live_volume_mut(*volume)?;
                     state.lineage = state.lineage.next();
+                    self.end_attachments(*volume);
                 }
                 Ok(Answer::Done)
             }

@@ -6,6 +6,7 @@
 
 pub mod acl;
 mod apply;
+pub mod attachments;
 mod ensembles;
 mod nodes;
 mod reclaim;

@@ -63,10 +63,11 @@ impl State {
                 let incarnation = self.incarnation;
                 self.live_volume_mut(*volume)?.append(command, incarnation)
             }
-            Command::ChangeLineage { volume, epoch } => {
-                let volume = self.live_volume_mut(*volume)?;
+            Command::ChangeLineage { volume: id, epoch } => {
+                let volume = self.live_volume_mut(*id)?;
                 volume.expect_epoch(*epoch)?;
                 volume.lineage = volume.lineage.next();
+                self.end_attachments(*id);
                 Ok(Answer::Done)
             }
             Command::MoveCursor { volume, cloud, seq } => self.move_cursor(*volume, cloud, *seq),

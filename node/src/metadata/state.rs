@@ -12,12 +12,15 @@ use velum_protocol::{
     id::{ClusterId, Epoch, Hash, Incarnation, Jseq, Lineage, NodeId, ObjectNumber, Seq, VolumeId},
 };
 
-use super::apply::{Answer, Rejection};
+use super::{
+    apply::{Answer, Rejection},
+    attachments::Attachments,
+};
 
 /// Marks a saved state.
 pub const STATE_MAGIC: [u8; 4] = *b"VMET";
 /// Version of the saved form.
-pub const STATE_VERSION: u16 = 5;
+pub const STATE_VERSION: u16 = 6;
 /// The first version, which ends before the nodes.
 const STATE_WITHOUT_NODES: u16 = 1;
 /// The second, which ends behind them.
@@ -26,6 +29,8 @@ const STATE_UP_TO_NODES: u16 = 2;
 const STATE_UP_TO_LEFT: u16 = 3;
 /// The fourth, which ends behind the nodes that leave.
 const STATE_UP_TO_LEAVING: u16 = 4;
+/// The fifth, which ends behind the ensembles.
+const STATE_UP_TO_ENSEMBLES: u16 = 5;
 /// Longest saved state.
 pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX;
 /// Bytes of sealed records the state takes in all; past that a volume has to make a checkpoint first. The rest of
@@ -46,6 +51,7 @@ const NO_BEGINNINGS: BTreeMap<CloudName, u64> = BTreeMap::new();
 const NO_OFFERS: BTreeMap<NodeId, Offer> = BTreeMap::new();
 const NOBODY_LEAVES: BTreeSet<NodeId> = BTreeSet::new();
 const NO_ENSEMBLES: BTreeMap<VolumeId, EnsembleState> = BTreeMap::new();
+const NO_ATTACHMENTS: BTreeMap<VolumeId, Attachments> = BTreeMap::new();
 
 /// The replicated metadata of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +89,8 @@ pub struct State {
     pub leaving: BTreeSet<NodeId>,
     /// Who keeps the journal of each volume that is not kept by its owner alone.
     pub ensembles: BTreeMap<VolumeId, EnsembleState>,
+    /// Who is attached to each volume, if anybody is or was.
+    pub attachments: BTreeMap<VolumeId, Attachments>,
 }
 
 /// A place that a newcomer may take.
@@ -258,6 +266,7 @@ impl State {
             offers: BTreeMap::new(),
             leaving: BTreeSet::new(),
             ensembles: BTreeMap::new(),
+            attachments: BTreeMap::new(),
         }
     }
 
@@ -310,10 +319,12 @@ impl State {
     pub fn load(bytes: &[u8]) -> Result<Self, LoadError> {
         let rest = bytes.strip_prefix(&STATE_MAGIC).ok_or(LoadError::NotAState)?;
         let (version, rest) = rest.split_first_chunk::<2>().ok_or(LoadError::NotAState)?;
-        let without_left = (NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES, NO_ENSEMBLES);
+        let without_ensembles = (NO_ENSEMBLES, NO_ATTACHMENTS);
+        let without_left = (NO_BEGINNINGS, NO_OFFERS, NOBODY_LEAVES, without_ensembles.clone());
         let lacking = match u16::from_le_bytes(*version) {
             STATE_VERSION => return Ok(codec::decode(rest, STATE_BYTES_MAX)?),
-            STATE_UP_TO_LEAVING => codec::encode(&NO_ENSEMBLES),
+            STATE_UP_TO_ENSEMBLES => codec::encode(&NO_ATTACHMENTS),
+            STATE_UP_TO_LEAVING => codec::encode(&without_ensembles),
             STATE_UP_TO_LEFT => codec::encode(&without_left),
             STATE_UP_TO_NODES => codec::encode(&(NOTHING_LEFT, without_left)),
             STATE_WITHOUT_NODES => codec::encode(&(NO_NODES, NOTHING_LEFT, without_left)),

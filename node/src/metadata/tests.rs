@@ -18,7 +18,7 @@ use super::{
     state::CloudEntry,
 };
 
-const VOLUME: VolumeId = VolumeId([7; 16]);
+pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 
 /// `velum up` makes the first volume of a cluster that was never asked for one, and no other.
 #[test]
@@ -35,13 +35,13 @@ fn only_a_cluster_that_never_had_a_volume_is_untouched() {
     assert!(refused.state.is_untouched(), "what was refused was not made");
 }
 
-struct Bench {
-    state: State,
+pub(super) struct Bench {
+    pub(super) state: State,
     requests: u8,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let clouds = ["a", "b", "c"]
             .map(|name| CloudEntry { name: CloudName(name.into()), url: format!("memory:///{name}") })
             .to_vec();
@@ -50,7 +50,7 @@ impl Bench {
         bench
     }
 
-    fn run(&mut self, command: Command) -> Result<Answer, Rejection> {
+    pub(super) fn run(&mut self, command: Command) -> Result<Answer, Rejection> {
         self.requests += 1;
         let before = self.state.clone();
         let answer = self.state.apply(&Proposal { request: RequestId([self.requests; 16]), command });
@@ -429,7 +429,7 @@ fn saved_state_reads_back_and_damaged_or_newer_ones_are_refused() {
         assert!(State::load(&saved[..cut]).is_err(), "cut at {cut}");
     }
     let mut newer = saved.to_vec();
-    newer[4] = 6;
+    newer[4..6].copy_from_slice(&(super::state::STATE_VERSION + 1).to_le_bytes());
     assert!(State::load(&newer).is_err());
 }
 
@@ -506,7 +506,7 @@ fn a_node_that_owns_volumes_or_is_the_last_one_stays_and_one_that_leaves_owns_no
 fn states_of_earlier_versions_are_read() {
     let mut bench = Bench::new();
     let mut old = bench.state.save().to_vec();
-    for (version, fields) in [(4_u16, 1), (3, 3), (2, 1), (1, 1)] {
+    for (version, fields) in [(5_u16, 1), (4, 1), (3, 3), (2, 1), (1, 1)] {
         for _ in 0..fields {
             assert_eq!(old.pop(), Some(0), "what there is nothing of is one byte at the end");
         }
@@ -515,7 +515,7 @@ fn states_of_earlier_versions_are_read() {
     }
     bench.run(Command::AdmitNode { node: NodeId(2), address: "host:9891".into() }).unwrap();
     let mut old = bench.state.save().to_vec();
-    old.truncate(old.len() - 5);
+    old.truncate(old.len() - 6);
     old[4..6].copy_from_slice(&2_u16.to_le_bytes());
     assert_eq!(State::load(&old).unwrap(), bench.state, "the second version has nodes");
 }

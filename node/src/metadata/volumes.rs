@@ -33,7 +33,10 @@ impl State {
                 volume.size_bytes = *size_bytes;
                 volume.described = change;
             }
-            Command::DeleteVolume { volume } => self.live_volume_mut(*volume)?.deleted = true,
+            Command::DeleteVolume { volume } => {
+                self.live_volume_mut(*volume)?.deleted = true;
+                self.end_attachments(*volume);
+            }
             Command::SetAcl { volume, entry } => {
                 check_acl(entry)?;
                 let volume = self.live_volume_mut(*volume)?;
@@ -49,6 +52,7 @@ impl State {
                 self.volumes.remove(volume);
                 self.left.retain(|(of, _), _| of != volume);
                 self.ensembles.remove(volume);
+                self.attachments.remove(volume);
             }
             Command::MoveCatalogue { number, hash, change, record } => {
                 if *number != self.catalogue.0 + 1 || *change > self.catalogue_wanted {

@@ -241,7 +241,7 @@ impl Assembly {
         let command = Command::GrantOwner { volume: id, node: self.node, after };
         match self.metadata.propose(command).await? {
             Answer::Epoch(epoch) => Ok(epoch),
-            Answer::Done | Answer::Objects(..) | Answer::Grant(_) => Err(OpenError::Gone),
+            Answer::Done | Answer::Objects(..) | Answer::Grant(_) | Answer::Connection(_) => Err(OpenError::Gone),
         }
     }
 

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BlockIndex, Epoch, Hash, Incarnation, Jseq, KeyEpoch, NodeId, ObjectNumber, Seq, VolumeId};
+use crate::id::{BlockIndex, Epoch, Handle, Hash, Incarnation, Jseq, KeyEpoch, NodeId, ObjectNumber, Seq, VolumeId};
 
 /// A random number that names one proposal; a repeated proposal with the same number is applied once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -201,4 +201,27 @@ pub enum Command {
     /// Fixes where the records of `closes`, the open epoch, end, and opens `epoch`. Refused unless `epoch` is the owner's and
     /// not open yet. With `lineage_changes`, acked writes may be missing before that end.
     CloseEpoch { volume: VolumeId, epoch: Epoch, closes: Epoch, last: Jseq, chain: Hash, lineage_changes: bool },
+    /// A new attachment of a volume. Refused while there are others, unless all of them and this one are shared; with `steal`
+    /// the others end.
+    Attach { volume: VolumeId, handle: Handle, attaching: Attaching, steal: bool },
+    /// An attachment ends, with its permits and connections.
+    Detach { volume: VolumeId, handle: Handle },
+    /// A connection begins on an attachment; the oldest one ends when there were as many as it allows.
+    Connect { volume: VolumeId, handle: Handle },
+    /// A connection is over.
+    Disconnect { volume: VolumeId, handle: Handle, connection: u64 },
+    /// Blocks `first` to `end` (one past the last), on region bounds, may be written by `holder` only among the shared
+    /// attachments; by none with no holder. Refused while another one has a permit there, unless `steal`.
+    SetPermit { volume: VolumeId, first: BlockIndex, end: BlockIndex, holder: Option<Handle>, steal: bool },
+}
+
+/// What an attachment is made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attaching {
+    /// Others that are shared may be there, too; what it writes takes a permit.
+    pub shared: bool,
+    /// Connections at a time: 1 to 16.
+    pub connections_max: u32,
+    /// On whose behalf, as the operator names it: 0 to 63 printable characters.
+    pub host: String,
 }
