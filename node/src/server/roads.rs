@@ -4,7 +4,7 @@ use std::rc::{Rc, Weak};
 
 use velum_protocol::id::{Lineage, NodeId, SessionId, VolumeId};
 
-use crate::volume::messages::{Principal, Reply, Request};
+use crate::volume::messages::{Principal, Replies, Reply, Request};
 
 /// The way to a volume at another node. What comes of it comes to [`Near`].
 pub trait Afar {
@@ -24,8 +24,25 @@ pub trait Near {
     fn attached(&self, session: SessionId, lineage: Lineage);
     /// A request is answered.
     fn reply(&self, reply: Reply);
-    /// A session is over there; what is under way of it may be done or not. `for_good`: to ask again would not help.
-    fn ended(&self, session: SessionId, for_good: bool);
+    /// A session is over there.
+    fn ended(&self, session: SessionId, end: End);
+}
+
+/// How a session is over at another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// To ask again would not help.
+    ForGood,
+    /// What is under way may be done or not.
+    Unknown,
+    /// What is under way was never begun, and never will be there: it may be asked of the next owner.
+    Undone,
+}
+
+/// A session of another node's guest.
+pub trait Visitor: Replies {
+    /// The volume goes, and the session is over: what it asked and was not answered was never begun.
+    fn send_away(&self);
 }
 
 /// Knows the ways to other nodes.

@@ -15,12 +15,15 @@
 //! A node may be cut off from whoever serves the volume, and not know who that is. Then what waits for too long ends its session, and
 //! no guest comes in: it may find the volume at another node's door.
 //!
-//! Sessions of other nodes' guests are let in only while the volume is here. When it goes, what was held of them is given back
-//! undone, and they end: the node that asked for them knows where the volume is as well as this one.
+//! Sessions of other nodes' guests are let in only while the volume is here. When it goes they end, and those of which nothing is
+//! under way are told so: whatever else they ask is undone, and the node that asked for them, which knows where the volume is as
+//! well as this one, holds it for the next owner.
+
+mod guest;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     rc::{Rc, Weak},
     time::Duration,
 };
@@ -29,10 +32,11 @@ use futures_util::FutureExt;
 use tokio::sync::Notify;
 use velum_protocol::id::{Lineage, NodeId, SessionId, VolumeId};
 
-use super::roads::{Afar, Near, Roads};
+use self::guest::{Guest, Place};
+use super::roads::{Afar, End, Near, Roads, Visitor};
 use crate::{
     actor,
-    env::{Clock, Instant, Local},
+    env::{Clock, Local},
     limits::{SWITCH_HELD_BYTES_MAX, SWITCH_HELD_TIME_MAX},
     volume::{
         messages::{Door, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply, Request},
@@ -75,39 +79,6 @@ enum Backing {
     Nothing,
     Here(Rc<dyn Door>, Owner),
     There(NodeId, Rc<dyn Afar>),
-}
-
-/// Where a session stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Nobody knows it.
-    Outside,
-    /// The owner was asked to let it in.
-    Asking,
-    /// Its requests are passed on.
-    Inside,
-    /// The owner gives requests back undone: once the others are answered it goes outside.
-    Leaving,
-    /// It has ended.
-    Over,
-}
-
-struct Guest {
-    session: SessionId,
-    principal: Principal,
-    replies: Rc<dyn Replies>,
-    is_forwarded: bool,
-    place: Cell<Place>,
-    lineage: Cell<Option<Lineage>>,
-    /// Counts the times that it went in, so that a late reply of an earlier owner is told.
-    turn: Cell<u64>,
-    under_way: Cell<usize>,
-    /// When something was last answered, or asked with nothing else under way.
-    answered_at: Cell<Instant>,
-    /// What is under way at another node, for it may be given back.
-    sent: RefCell<BTreeMap<u64, Operation>>,
-    /// Since when, and what; by tag.
-    held: RefCell<VecDeque<(Instant, u64, Operation)>>,
 }
 
 impl Switch {
@@ -218,8 +189,8 @@ impl Switch {
     }
 
     /// Lets a session of another node's guest in; only while the volume is here.
-    pub(super) fn attach_forwarded(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>) {
-        self.0.attach(session, principal, replies, true);
+    pub(super) fn attach_forwarded(&self, session: SessionId, principal: Principal, visitor: Rc<dyn Visitor>) {
+        self.0.attach(Guest::visiting(session, principal, visitor));
     }
 }
 
@@ -232,7 +203,7 @@ impl Door for Switch {
     }
 
     fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>) {
-        self.0.attach(session, principal, replies, false);
+        self.0.attach(Guest::new(session, principal, replies));
     }
 
     fn submit(&self, request: Request) {
@@ -293,10 +264,10 @@ impl Inner {
         let stays_here = matches!(next, Backing::Here(..));
         self.each(|inner, guest| {
             inner.take_out(guest);
-            if guest.under_way.get() > 0 {
-                inner.cut(guest);
-            } else if guest.is_forwarded && !stays_here {
-                inner.send_away(guest);
+            match &guest.visitor {
+                _ if guest.under_way.get() > 0 => inner.cut(guest),
+                Some(visitor) if !stays_here => inner.send_away(guest, &**visitor),
+                _ => {}
             }
         });
         *self.backing.borrow_mut() = next;
@@ -310,21 +281,9 @@ impl Inner {
         self.look_later();
     }
 
-    fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>, is_forwarded: bool) {
-        let guest = Rc::new(Guest {
-            session,
-            principal,
-            replies,
-            is_forwarded,
-            place: Cell::new(Place::Outside),
-            lineage: Cell::default(),
-            turn: Cell::default(),
-            under_way: Cell::default(),
-            answered_at: Cell::default(),
-            sent: RefCell::default(),
-            held: RefCell::default(),
-        });
-        self.guests.borrow_mut().insert(session, Rc::clone(&guest));
+    fn attach(&self, guest: Guest) {
+        let guest = Rc::new(guest);
+        self.guests.borrow_mut().insert(guest.session, Rc::clone(&guest));
         self.go_in(&guest);
         self.look_later();
     }
@@ -370,10 +329,21 @@ impl Inner {
 
     /// Ends a session without an answer to what it has under way.
     fn cut(&self, guest: &Guest) {
+        self.end(guest);
+        guest.replies.end();
+    }
+
+    /// Ends another node's session of which nothing is under way. What is held of it, that node asks of the next owner.
+    fn send_away(&self, guest: &Guest, visitor: &dyn Visitor) {
+        self.end(guest);
+        visitor.send_away();
+    }
+
+    /// Nothing more of a session is passed on, whatever comes of it.
+    fn end(&self, guest: &Guest) {
         self.take_out(guest);
         guest.place.set(Place::Over);
         self.forget(guest);
-        guest.replies.end();
     }
 
     /// Ends the sessions that wait for too long.
@@ -381,22 +351,11 @@ impl Inner {
         let now = self.clock.now();
         self.each(|inner, guest| {
             let under_way = (guest.under_way.get() > 0).then(|| guest.answered_at.get());
-            let held = guest.held.borrow().iter().map(|(since, ..)| *since).min();
-            if under_way.into_iter().chain(held).any(|since| now.since(since) >= UNANSWERED_MAX) {
+            if under_way.into_iter().chain(guest.held_since()).any(|since| now.since(since) >= UNANSWERED_MAX) {
                 tracing::warn!(volume = %inner.volume, "whoever serves a volume is not reached from here: a session ends");
                 inner.cut(guest);
             }
         });
-    }
-
-    /// Gives back what was held of another node's session, and ends it.
-    fn send_away(&self, guest: &Guest) {
-        for (_, tag, operation) in std::mem::take(&mut *guest.held.borrow_mut()) {
-            self.held_bytes.set(self.held_bytes.get() - cost(&operation));
-            let origin = Origin { session: guest.session, tag };
-            guest.replies.reply(Reply { origin, outcome: Outcome::Refused(Refusal::Closing) });
-        }
-        self.cut(guest);
     }
 
     /// Forgets what a session has under way and held.
@@ -454,6 +413,17 @@ impl Inner {
         self.look_later();
     }
 
+    /// Holds again what is under way at another node and was never begun there.
+    fn take_back(&self, guest: &Guest) {
+        for (tag, operation) in guest.sent.take() {
+            self.keep(guest, tag, operation);
+            if guest.place.get() == Place::Over {
+                return;
+            }
+            self.answered(guest);
+        }
+    }
+
     /// Passes on what was held of a session that is inside.
     fn release(&self, guest: &Guest) {
         if self.is_held.get() || guest.held.borrow().is_empty() {
@@ -502,8 +472,7 @@ impl Inner {
     fn look(&self) {
         let now = self.clock.now();
         self.each(|inner, guest| {
-            let since = guest.held.borrow().iter().map(|(since, ..)| *since).min();
-            if since.is_some_and(|since| now.since(since) >= SWITCH_HELD_TIME_MAX) {
+            if guest.held_since().is_some_and(|since| now.since(since) >= SWITCH_HELD_TIME_MAX) {
                 tracing::warn!(volume = %inner.volume, "nobody has served a volume for too long: a session ends");
                 inner.cut(guest);
             } else if !inner.is_held.get() {
@@ -547,9 +516,12 @@ impl Near for Inner {
         }
     }
 
-    fn ended(&self, session: SessionId, for_good: bool) {
+    fn ended(&self, session: SessionId, end: End) {
         let Some(guest) = self.guest(session) else { return };
-        if for_good || guest.under_way.get() > 0 {
+        if end == End::Undone {
+            self.take_back(&guest);
+        }
+        if end == End::ForGood || guest.under_way.get() > 0 {
             return self.cut(&guest);
         }
         self.take_out(&guest);

@@ -14,16 +14,23 @@ const BLOCK: usize = 4096;
 struct Session {
     replies: RefCell<Vec<(u64, Outcome)>>,
     ended: Cell<bool>,
+    is_sent_away: Cell<bool>,
 }
 
 impl Replies for Session {
     fn reply(&self, reply: Reply) {
-        assert!(!self.ended.get(), "nothing comes after the end");
+        assert!(!self.ended.get() && !self.is_sent_away.get(), "nothing comes after the end");
         self.replies.borrow_mut().push((reply.origin.tag, reply.outcome));
     }
 
     fn end(&self) {
         assert!(!self.ended.replace(true), "a session ends once");
+    }
+}
+
+impl Visitor for Session {
+    fn send_away(&self) {
+        assert!(!self.ended.get() && !self.is_sent_away.replace(true), "a session ends once");
     }
 }
 
@@ -323,7 +330,7 @@ fn what_an_owner_gives_back_undone_is_asked_again() {
         assert_eq!((session.answered(), bench.said()), (vec![2], vec![(2, Said::Detach(1))]));
         bench.pass(LOOK).await;
         assert_eq!(bench.said(), [(2, Said::Attach(1, Some(Lineage(1))))]);
-        bench.switch.0.ended(SessionId(1), false);
+        bench.switch.0.ended(SessionId(1), End::Unknown);
         bench.pass(LOOK).await;
         bench.let_in(1, 1);
         let again = [1, 3, 4].map(|tag| (2, Said::Submit(1, tag)));
@@ -333,7 +340,39 @@ fn what_an_owner_gives_back_undone_is_asked_again() {
 }
 
 #[test]
-fn another_nodes_session_ends_when_the_volume_goes_with_what_was_held_given_back() {
+fn what_an_owner_never_began_is_asked_of_the_next_one() {
+    run(async |bench| {
+        bench.switch.serve_there(NodeId(2));
+        let (session, greedy) = (bench.session(1), bench.session(2));
+        bench.let_in(1, 1);
+        bench.let_in(2, 1);
+        for tag in 1..=3 {
+            bench.ask(1, tag);
+        }
+        bench.answer(1, 2, Outcome::Done);
+        let half = usize::try_from(SWITCH_HELD_BYTES_MAX / 2).unwrap();
+        bench.write(2, 1, half);
+        bench.write(2, 2, half);
+        // The node hears that the volume is to be elsewhere, waits for what is under way, and hears of its end.
+        let mut idle = bench.switch.hold();
+        bench.switch.0.ended(SessionId(2), End::Undone);
+        assert!(greedy.ended.get(), "what comes back is bounded as all that is held");
+        assert!((&mut idle).now_or_never().is_none());
+        bench.switch.0.ended(SessionId(1), End::Undone);
+        bench.ask(1, 4);
+        idle.await;
+        bench.said();
+        bench.switch.serve_there(NodeId(3));
+        bench.let_in(1, 1);
+        let (attach, again) = ((3, Said::Attach(1, Some(Lineage(1)))), [1, 3, 4].map(|tag| (3, Said::Submit(1, tag))));
+        let said = bench.said();
+        assert_eq!((&said[0], &said[1..4]), (&attach, &again[..]));
+        assert_eq!((session.answered(), session.ended.get()), (vec![2], false));
+    });
+}
+
+#[test]
+fn another_nodes_session_is_sent_away_when_the_volume_goes_if_nothing_of_it_is_under_way() {
     run(async |bench| {
         bench.here(1);
         let (held, busy) = (Rc::<Session>::default(), Rc::<Session>::default());
@@ -351,9 +390,11 @@ fn another_nodes_session_ends_when_the_volume_goes_with_what_was_held_given_back
         drop(bench.switch.hold());
         bench.ask(1, 8);
         bench.switch.serve_there(NodeId(2));
-        assert!(matches!(held.replies.borrow()[..], [(8, Outcome::Refused(Refusal::Closing))]));
-        assert!(held.ended.get());
-        assert!(bench.said().is_empty(), "nothing is sent on");
+        assert!(held.is_sent_away.get() && !held.ended.get() && !busy.is_sent_away.get());
+        assert!(held.answered().is_empty() && bench.said().is_empty(), "nothing is sent on");
+        bench.ask(1, 9);
+        bench.here(1);
+        assert_eq!((bench.volume.held(), bench.switch.0.held_bytes.get()), (0, 0), "nothing of it is begun any more");
     });
 }
 
@@ -399,14 +440,14 @@ fn a_refusal_for_good_and_a_loss_under_way_end_a_session() {
     run(async |bench| {
         bench.switch.serve_there(NodeId(2));
         let (refused, lost, idle) = (bench.session(1), bench.session(2), bench.session(3));
-        bench.switch.0.ended(SessionId(1), true);
+        bench.switch.0.ended(SessionId(1), End::ForGood);
         assert!(refused.ended.get());
         for session in [2, 3] {
             bench.let_in(session, 1);
         }
         bench.ask(2, 1);
-        bench.switch.0.ended(SessionId(2), false);
-        bench.switch.0.ended(SessionId(3), false);
+        bench.switch.0.ended(SessionId(2), End::Unknown);
+        bench.switch.0.ended(SessionId(3), End::Unknown);
         assert!(lost.ended.get() && !idle.ended.get());
         bench.said();
         bench.pass(LOOK).await;

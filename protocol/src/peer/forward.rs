@@ -72,7 +72,8 @@ pub enum Forward {
         /// The volume's lineage.
         lineage: Lineage,
     },
-    /// From the owner: it is over, or does not begin. What it asked and was not answered may or may not be done.
+    /// From the owner: it is over, or does not begin. What it asked and was not answered may or may not be done, but for
+    /// [`Ended::Undone`].
     Ended {
         /// Which.
         session: u64,
@@ -218,10 +219,15 @@ pub enum Ended {
     /// What was asked cannot be.
     #[error("a request makes no sense")]
     Malformed = 5,
+    /// The node does not serve the volume any more, and of what the session asked nothing was begun that is not answered before
+    /// this frame. Nothing of it takes effect there any more: it may be asked of the next owner.
+    #[error("the node has let the volume go; nothing unanswered was begun")]
+    Undone = 6,
 }
 
 impl Ended {
-    const ALL: [Self; 5] = [Self::NotHere, Self::NotAllowed, Self::OtherLineage, Self::Full, Self::Malformed];
+    const ALL: [Self; 6] =
+        [Self::NotHere, Self::NotAllowed, Self::OtherLineage, Self::Full, Self::Malformed, Self::Undone];
 }
 
 impl Forward {

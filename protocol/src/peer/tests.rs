@@ -157,6 +157,7 @@ fn of_forwarding() -> Vec<Frame> {
         attach(),
         Forward::Attached { session: 5, epoch: Epoch(4), lineage: Lineage(2) },
         Forward::Ended { session: 5, why: Ended::OtherLineage },
+        Forward::Ended { session: 5, why: Ended::Undone },
         Forward::Detach { session: 5 },
         request(Ask::Read { offset: 4096, length: 512 }, false),
         request(write(5, b"abc"), true),
@@ -532,6 +533,7 @@ fn frames_of_forwarding_keep_their_bytes() {
         ),
         ("564c70720100240018000000", concat!("0500000000000000", "0400000000000000", "0200000000000000")),
         ("564c70720100250009000000", concat!("0500000000000000", "03")),
+        ("564c70720100250009000000", concat!("0500000000000000", "06")),
         ("564c70720100260008000000", "0500000000000000"),
         (
             "564c70720100270028000000",
@@ -679,7 +681,8 @@ fn frames_of_forwarding_that_cannot_be_are_refused() {
         (read(0, 1), 18, 1),
         (reply(Told::Done), 16, 6),
         (reply(Told::Refused(Refused::Failed)), 17, 5),
-        (Forward::Ended { session: 1, why: Ended::Full }, 8, 6),
+        (Forward::Ended { session: 1, why: Ended::Full }, 8, 7),
+        (Forward::Ended { session: 1, why: Ended::Full }, 8, 0),
     ] {
         let mut body = Frame::Forward(frame.clone()).encode()[HEADER_BYTES..].to_vec();
         body[at] = to;
@@ -696,8 +699,8 @@ fn both_sides_count_alike_what_takes_credit() {
             _ => unreachable!("made above"),
         })
         .collect();
-    assert_eq!(counted[..7], [0; 7]);
-    assert_eq!(counted[7..], [64, 67, 64, 64, 64, 64, 64, 66, 64, 64, 65, 66, 82, 0, 0]);
+    assert_eq!(counted[..8], [0; 8]);
+    assert_eq!(counted[8..], [64, 67, 64, 64, 64, 64, 64, 66, 64, 64, 65, 66, 82, 0, 0]);
 }
 
 proptest! {

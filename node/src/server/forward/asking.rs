@@ -19,6 +19,7 @@ use super::credit::{Inbound, Outbound, write_frames};
 use crate::{
     actor,
     env::Instant,
+    server::roads::End,
     volume::messages::{Operation, Outcome, Refusal, StatusExtent},
 };
 
@@ -54,8 +55,8 @@ pub(super) enum Effect {
     Attached { session: u64, lineage: Lineage },
     /// A request is answered.
     Reply { session: u64, tag: u64, outcome: Outcome },
-    /// A session is over; what it asked and was not answered may be done or not. `for_good`: asking again would not help.
-    Ended { session: u64, for_good: bool },
+    /// A session is over.
+    Ended { session: u64, end: End },
     /// Give [`Input::OpenAgain`] after [`OPEN_AGAIN`].
     Arm { stream: u64 },
 }
@@ -183,7 +184,7 @@ impl Machine {
         (self.out, self.replies) = (Outbound::default(), Inbound::default());
         self.bursting.clear();
         for session in std::mem::take(&mut self.sessions).into_keys() {
-            effects.push(Effect::Ended { session, for_good: false });
+            effects.push(Effect::Ended { session, end: End::Unknown });
         }
     }
 
@@ -205,7 +206,7 @@ impl Machine {
                     effects.push(Effect::Attached { session: number, lineage });
                 }
             }
-            Forward::Ended { session, why } => self.ended(session, why != Ended::NotHere, effects),
+            Forward::Ended { session, why } => self.ended(session, end(why), effects),
             Forward::Reply { session, tag, told } => {
                 self.replied(session, tag, told, effects);
                 if let Some(bytes) = self.replies.take(bytes) {
@@ -218,10 +219,10 @@ impl Machine {
         }
     }
 
-    fn ended(&mut self, session: u64, for_good: bool, effects: &mut Vec<Effect>) {
+    fn ended(&mut self, session: u64, end: End, effects: &mut Vec<Effect>) {
         if self.sessions.remove(&session).is_some() {
             self.out.forget(session);
-            effects.push(Effect::Ended { session, for_good });
+            effects.push(Effect::Ended { session, end });
         }
     }
 
@@ -234,7 +235,7 @@ impl Machine {
                 flight.pieces.push(bytes);
                 if flight.bytes > flight.expected_bytes || (last && flight.bytes < flight.expected_bytes) {
                     // Nothing that this owner says can be relied on; the session's guest asks anew.
-                    self.ended(number, false, effects);
+                    self.ended(number, End::Unknown, effects);
                     return self.out.push(Forward::Detach { session: number });
                 }
                 if !last {
@@ -317,6 +318,15 @@ fn frames_of(session: u64, tag: u64, operation: Operation) -> Vec<Forward> {
         }
     };
     vec![Forward::Request { session, tag, ask, burst_end: false }]
+}
+
+/// Replies and the end of a session come in the order in which the owner said them, so what is unanswered here was unanswered there.
+const fn end(why: Ended) -> End {
+    match why {
+        Ended::NotHere => End::Unknown,
+        Ended::Undone => End::Undone,
+        Ended::NotAllowed | Ended::OtherLineage | Ended::Full | Ended::Malformed => End::ForGood,
+    }
 }
 
 const fn refusal(why: Refused) -> Refusal {

@@ -68,9 +68,9 @@ fn data(tag: u64, bytes: usize, last: bool) -> Forward {
     Forward::Reply { session: 1, tag, told: Told::Data { bytes: Bytes::from(vec![2; bytes]), last } }
 }
 
-fn ended(effects: &[Effect]) -> Vec<(u64, bool)> {
+fn ended(effects: &[Effect]) -> Vec<(u64, End)> {
     let ended = |effect: &Effect| match effect {
-        Effect::Ended { session, for_good } => Some((*session, *for_good)),
+        Effect::Ended { session, end } => Some((*session, *end)),
         _ => None,
     };
     effects.iter().filter_map(ended).collect()
@@ -140,7 +140,7 @@ fn a_read_that_is_told_more_or_less_than_it_asked_ends_its_session() {
         bench.submit(1, Operation::Read { offset: 0, length: 512 });
         bench.sent(Input::EndBurst);
         let effects = bench.hear(data(1, bytes, last));
-        assert_eq!(ended(&effects), [(1, false)]);
+        assert_eq!(ended(&effects), [(1, End::Unknown)]);
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Reply { .. })));
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Send(Forward::Detach { session: 1 }))));
     }
@@ -154,7 +154,7 @@ fn what_is_lost_ends_every_session_once_and_the_next_stream_comes_after_a_rest()
         bench.submit(1, write(10 << 20));
         bench.sent(Input::EndBurst);
         let effects = bench.step(loss);
-        assert_eq!(ended(&effects), [(1, false), (2, false)]);
+        assert_eq!(ended(&effects), [(1, End::Unknown), (2, End::Unknown)]);
         assert!(ended(&bench.step(Input::Lost)).is_empty());
         assert!(bench.attach(3).is_empty(), "it rests");
         // What the owner still says of the old stream is nothing to a new session.
@@ -182,11 +182,35 @@ fn a_session_that_goes_takes_along_what_was_not_sent() {
 
 #[test]
 fn the_owner_says_whether_to_ask_again() {
-    for (why, for_good) in [(Ended::NotHere, false), (Ended::OtherLineage, true), (Ended::NotAllowed, true)] {
+    for (why, end) in [
+        (Ended::NotHere, End::Unknown),
+        (Ended::Undone, End::Undone),
+        (Ended::OtherLineage, End::ForGood),
+        (Ended::NotAllowed, End::ForGood),
+    ] {
         let mut bench = Bench::attached();
-        assert_eq!(ended(&bench.hear(Forward::Ended { session: 1, why })), [(1, for_good)]);
+        assert_eq!(ended(&bench.hear(Forward::Ended { session: 1, why })), [(1, end)]);
         assert!(bench.hear(Forward::Ended { session: 1, why }).is_empty());
     }
+}
+
+/// Whoever hears that nothing more of it was begun asks the next owner; none of it may reach this one after that.
+#[test]
+fn a_session_that_is_sent_away_takes_along_what_was_not_sent() {
+    let mut bench = Bench::attached();
+    bench.attach(2);
+    bench.submit(1, write(10 << 20));
+    let sent = bench.sent(Input::EndBurst);
+    bench.submit(2, Operation::Barrier);
+    bench.submit(3, Operation::Read { offset: 0, length: 512 });
+    bench.hear(data(3, 500, false));
+    let effects = bench.hear(Forward::Ended { session: 1, why: Ended::Undone });
+    assert!(matches!(effects[..], [Effect::Ended { session: 1, end: End::Undone }]), "{effects:?}");
+    assert!(bench.sent(Input::EndBurst).is_empty());
+    let bytes = sent.iter().map(Forward::credit_bytes).sum();
+    assert!(bench.sent(Input::Heard(Forward::TookRequests { bytes })).is_empty());
+    assert!(bench.hear(data(3, 12, true)).is_empty());
+    assert!(bench.step(Input::Submit { session: 1, tag: 4, operation: Operation::Barrier }).is_empty());
 }
 
 #[test]

@@ -25,7 +25,7 @@ use velum_protocol::{
 
 use super::{
     gate::Gate,
-    roads::{Afar, Near, Roads},
+    roads::{Afar, Near, Roads, Visitor},
     session::Sessions,
     switch::Switch,
 };
@@ -235,13 +235,13 @@ impl Shell<asking::Machine> for Asker {
                     near.reply(Reply { origin: Origin { session, tag }, outcome });
                 }
             }
-            Effect::Ended { session: number, for_good } => {
+            Effect::Ended { session: number, end } => {
                 let guest = self.guests.near(number);
                 if self.guests.known.borrow_mut().remove(&number).is_some() {
                     self.around.metrics.sessions.of(Side::Asking).dec();
                 }
                 if let Some((session, near)) = guest {
-                    near.ended(session, for_good);
+                    near.ended(session, end);
                 }
             }
             Effect::Arm { stream } => own.after(&*self.around.clock, OPEN_AGAIN, Input::OpenAgain { stream }),
@@ -349,6 +349,12 @@ impl Replies for Answers {
 
     fn end(&self) {
         self.serving.call(serving::Input::Over { session: self.session, why: Ended::NotHere });
+    }
+}
+
+impl Visitor for Answers {
+    fn send_away(&self) {
+        self.serving.call(serving::Input::Over { session: self.session, why: Ended::Undone });
     }
 }
 

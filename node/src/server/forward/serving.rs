@@ -5,6 +5,9 @@
 //! other side's credit bounds it. A stream ends when a newer one opens, when the node that asks cannot be heard any more, and when
 //! something that was said to it may be lost; its sessions are let go of at once, so that none of their requests that has no
 //! position takes effect after that.
+//!
+//! A session that ends with its volume going away in peace ([`Ended::Undone`]) has been answered all that the volume began. The
+//! rest, whether it waits here, lacks pieces or is still on its way, is never handed on; and the end is said behind the answers.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -156,18 +159,22 @@ impl Machine {
 
     /// Ends a session on this side's account.
     fn end(&mut self, number: u64, why: Ended, effects: &mut Vec<Effect>) {
-        if self.let_go(number, effects) {
-            self.out.push(Forward::Ended { session: number, why });
+        if !self.let_go(number, effects) {
+            return;
         }
+        // An answer that was not told would be taken for a request that was not begun.
+        if why != Ended::Undone {
+            self.out.forget(number);
+        }
+        self.out.push(Forward::Ended { session: number, why });
     }
 
-    /// Forgets a session, with all it asked; false when there is none.
+    /// Forgets a session, with all it asked and was not answered; false when there is none.
     fn let_go(&mut self, number: u64, effects: &mut Vec<Effect>) -> bool {
         let Some(session) = self.sessions.remove(&number) else { return false };
         self.flight_bytes -= session.flights.values().sum::<u64>();
         self.arriving_bytes -= session.arriving.map_or(0, |arriving| arriving.length);
         self.waiting.retain(|waiting| waiting.session != number);
-        self.out.forget(number);
         self.open_burst.take_if(|open| *open == number);
         if session.attached {
             effects.push(Effect::Detach { session: number });
@@ -194,6 +201,7 @@ impl Machine {
             }
             Forward::Detach { session } => {
                 self.let_go(session, effects);
+                self.out.forget(session);
             }
             Forward::Request { session, tag, ask, burst_end } => {
                 self.withheld_bytes += bytes;

@@ -221,6 +221,58 @@ fn a_newer_stream_a_peer_that_is_gone_and_a_lost_answer_let_go_of_all_sessions()
     }
 }
 
+/// What is answered is told before the end, however little credit there is; of the rest nothing is ever handed on.
+#[test]
+fn a_session_whose_volume_goes_in_peace_is_told_every_answer_before_its_end() {
+    let mut bench = Bench::attached();
+    bench.admit(2);
+    let read = |tag| request(1, tag, Ask::Read { offset: 0, length: 20 << 20 }, true);
+    for tag in 1..=3 {
+        assert_eq!(submitted(&bench.hear(read(tag))), [(1, tag, 0)]);
+    }
+    // One waits for room, and of a write a piece is missing.
+    assert!(submitted(&bench.hear(read(4))).is_empty());
+    assert!(submitted(&bench.hear(request(1, 5, write(9, 1), true))).is_empty());
+    let told = |effects: &[Effect]| -> Vec<Forward> {
+        let told = |effect: &Effect| match effect {
+            Effect::Send(frame @ (Forward::Reply { .. } | Forward::Ended { .. })) => Some(frame.clone()),
+            _ => None,
+        };
+        effects.iter().filter_map(told).collect()
+    };
+    let outcome = Outcome::Data(vec![Bytes::from(vec![3; 1 << 20]); 20]);
+    let mut all = told(&bench.step(Input::Reply { session: 1, tag: 1, outcome }));
+    all.extend(told(&bench.step(done(1, 2))));
+    let effects = bench.step(Input::Over { session: 1, why: Ended::Undone });
+    assert_eq!((detached(&effects), ended(&effects)), (vec![1], vec![]), "there is no credit for the answers");
+    // What was on its way meanwhile, and what the volume said too late.
+    assert!(submitted(&bench.hear(piece(1, 5, 8))).is_empty());
+    assert!(submitted(&bench.hear(read(6))).is_empty());
+    assert!(told(&bench.step(done(1, 3))).is_empty());
+    loop {
+        let bytes = all.iter().map(Forward::credit_bytes).sum();
+        let effects = bench.hear(Forward::TookReplies { bytes });
+        assert!(submitted(&effects).is_empty());
+        let more = told(&effects);
+        if more.is_empty() {
+            break;
+        }
+        all.extend(more);
+    }
+    let data: usize = all
+        .iter()
+        .map(|frame| match frame {
+            Forward::Reply { tag: 1, told: Told::Data { bytes, .. }, .. } => bytes.len(),
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(data, 20 << 20);
+    let end =
+        [Forward::Reply { session: 1, tag: 2, told: Told::Done }, Forward::Ended { session: 1, why: Ended::Undone }];
+    assert_eq!(all[all.len() - 2..], end);
+    assert_eq!(submitted(&bench.hear(request(2, 1, Ask::Read { offset: 0, length: 32 << 20 }, true))), [(2, 1, 0)]);
+}
+
 #[test]
 fn an_opening_that_was_repeated_changes_nothing() {
     let mut bench = Bench::attached();

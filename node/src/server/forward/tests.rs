@@ -40,10 +40,14 @@ impl Wire {
     }
 
     fn carry(&self) {
-        while let Some((to, frame)) = { self.frames.borrow_mut().pop_front() } {
-            let Frame::Forward(frame) = frame else { unreachable!("nothing else is sent here") };
-            self.end(to).receive(other(to), frame);
-        }
+        while self.carry_one() {}
+    }
+
+    fn carry_one(&self) -> bool {
+        let Some((to, frame)) = self.frames.borrow_mut().pop_front() else { return false };
+        let Frame::Forward(frame) = frame else { unreachable!("nothing else is sent here") };
+        self.end(to).receive(other(to), frame);
+        true
     }
 
     /// The link breaks in both directions, with all that is on it.
@@ -139,9 +143,14 @@ impl Bench {
     }
 
     fn ask(&self, session: u64, tag: u64, operation: Operation) {
+        self.send(session, tag, operation);
+        self.wire.carry();
+    }
+
+    /// Asks, and leaves it on its way.
+    fn send(&self, session: u64, tag: u64, operation: Operation) {
         self.asker.switch.submit(Request { origin: Origin { session: SessionId(session), tag }, operation });
         self.asker.switch.end_burst();
-        self.wire.carry();
     }
 
     async fn pass(&self) {
@@ -252,20 +261,48 @@ fn a_volume_that_is_not_there_yet_is_knocked_for_until_it_is() {
     });
 }
 
-/// What the owner held while its volume was to move is done by the next owner, and the guest does not notice.
+/// What the owner held while its volume was to move, what had come in part and what was on its way when it went are done by the next
+/// owner, in the order in which they were asked, and the guest does not notice.
 #[test]
 fn a_planned_move_gives_back_what_came_too_late() {
     run(async |bench| {
         let session = bench.session(1);
+        let at = |offset, bytes| Operation::Write { offset, payload: Bytes::from(vec![7; bytes]), fua: false };
+        bench.ask(1, 1, at(0, 4096));
+        assert!(matches!(session.outcomes.borrow()[&1], Outcome::Done));
         drop(bench.owner.switch.hold());
-        bench.ask(1, 1, write(4096));
+        bench.ask(1, 2, at(4096, 4096));
+        bench.send(1, 3, at(8192, 600 << 10));
+        assert!(bench.wire.carry_one(), "the first of its pieces");
+        bench.send(1, 4, Operation::Barrier);
         bench.owner.switch.break_off();
         bench.wire.carry();
         bench.pass().await;
-        assert!(session.outcomes.borrow().is_empty() && !session.ended.get());
+        assert!(session.outcomes.borrow().len() == 1 && !session.ended.get());
+        assert_eq!(bench.forwarded()[1], 0, "nobody is let in where the volume is not");
         let moved = Rc::new(MemoryVolume::new(1 << 20));
         bench.asker.switch.serve_here(moved.clone(), Owner { epoch: Epoch(4), lineage: Lineage(1) });
-        assert!(matches!(session.outcomes.borrow()[&1], Outcome::Done));
-        assert_eq!((moved.contents(0, 1), bench.volume.contents(0, 1)), (vec![7], vec![0]));
+        assert!((1..=4).all(|tag| matches!(session.outcomes.borrow()[&tag], Outcome::Done)));
+        let tags = |volume: &MemoryVolume| -> Vec<u64> {
+            volume.asked.borrow().iter().map(|request| request.origin.tag).collect()
+        };
+        assert_eq!((tags(&bench.volume), tags(&moved)), (vec![1], vec![2, 3, 4]));
+        assert_eq!(moved.contents(4096, 4096 + (600 << 10)), vec![7; 4096 + (600 << 10)]);
+    });
+}
+
+/// A write that the volume has is not asked again of anybody, whoever says that it has gone.
+#[test]
+fn what_was_begun_when_the_volume_goes_ends_its_session() {
+    run(async |bench| {
+        let session = bench.session(1);
+        bench.volume.hold.set(true);
+        bench.ask(1, 1, write(4096));
+        bench.owner.switch.break_off();
+        bench.wire.carry();
+        assert!(session.ended.get());
+        let moved = Rc::new(MemoryVolume::new(1 << 20));
+        bench.asker.switch.serve_here(moved.clone(), Owner { epoch: Epoch(4), lineage: Lineage(1) });
+        assert!(moved.asked.borrow().is_empty());
     });
 }
