@@ -111,6 +111,7 @@ pub struct Guest {
     load: Load,
     rng: Rng,
     in_flight: StdCell<u64>,
+    lost_sessions: StdCell<u64>,
 }
 
 /// Why a volume could not be read as a whole.
@@ -152,6 +153,7 @@ impl Guest {
             load,
             rng,
             in_flight: StdCell::new(0),
+            lost_sessions: StdCell::new(0),
         })
     }
 
@@ -175,6 +177,12 @@ impl Guest {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight.get()
+    }
+
+    /// Connections that ended under its work.
+    #[must_use]
+    pub fn lost_sessions(&self) -> u64 {
+        self.lost_sessions.get()
     }
 
     /// Tries one door after the other until one serves the volume.
@@ -212,6 +220,7 @@ impl Guest {
             under_way.next().await;
         }
         while under_way.next().await.is_some() {}
+        self.lost_sessions.set(self.lost_sessions.get() + u64::from(!connection.is_open()));
         connection.hang_up();
     }
 

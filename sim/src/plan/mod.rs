@@ -89,6 +89,8 @@ pub enum Trouble {
     LeaderAndOwnerDie,
     /// An operator hands the lead over to a node.
     LeadHandedOver,
+    /// An operator has all volumes served by a node.
+    VolumesMoved,
     /// A node is lost with its disk and removed; another one joins under a new number.
     NodeReplaced,
 }

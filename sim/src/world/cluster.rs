@@ -10,7 +10,7 @@ use std::{
 };
 
 use velum_protocol::{
-    admin::{MemberRole, Request, Response},
+    admin::{MemberRole, MoveVolume, Request, Response},
     id::NodeId,
 };
 
@@ -153,6 +153,7 @@ impl World {
             self.strike(event);
         }
         self.sim.sleep_ms((began_ms + self.options.guests_ms).saturating_sub(self.sim.now_ms())).await;
+        self.sim.count("sessions that troubles ended", self.guests.iter().map(|guest| guest.lost_sessions()).sum());
     }
 
     /// What operators do while the plan happens.
@@ -186,6 +187,7 @@ impl World {
             Trouble::AllLosePower(loss) => self.fall(hosts, Fall::Power(*loss), for_ms),
             Trouble::LeaderAndOwnerDie => self.fall(self.leader_and_owner(), Fall::Kill, for_ms),
             Trouble::LeadHandedOver => self.hand_over(host.node()),
+            Trouble::VolumesMoved => self.move_volumes(host.node()),
             Trouble::NodeReplaced => {
                 let lost = Rc::clone(host);
                 self.spawn(|world| world.replace(lost));
@@ -225,6 +227,18 @@ impl World {
                 // Whether it comes to that is the cluster's business.
                 if let Some(Ok(_)) = leader.admin(Request::TransferLead { node: to.0 }, 20_000).await {
                     world.sim.count("leads handed over", 1);
+                }
+            });
+        }
+    }
+
+    fn move_volumes(self: &Rc<Self>, to: NodeId) {
+        for guest in &self.guests {
+            let (owner, name) = (self.owner(guest), guest.export.clone());
+            self.spawn(|world| async move {
+                let request = Request::MoveVolume { name, to: MoveVolume { node: to.0 } };
+                if owner.node() != to && matches!(owner.admin(request, 20_000).await, Some(Ok(_))) {
+                    world.sim.count("volumes moved", 1);
                 }
             });
         }
