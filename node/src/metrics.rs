@@ -16,7 +16,7 @@ mod label;
 mod make;
 mod series;
 
-pub use cluster::{ClusterMetrics, EnsembleMetrics, PeerMetrics};
+pub use cluster::{AttachmentMetrics, ClusterMetrics, EnsembleMetrics, PeerMetrics};
 pub use forward::ForwardMetrics;
 pub use label::{
     By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, NodeRole,
@@ -269,6 +269,8 @@ pub struct Metrics {
     pub cluster: ClusterMetrics,
     /// Who keeps journals.
     pub ensemble: EnsembleMetrics,
+    /// Who is attached to this node's volumes.
+    pub attachment: AttachmentMetrics,
     /// Requests for volumes that another node owns.
     pub forward: ForwardMetrics,
     /// Checkpoints and reclaim.
@@ -319,6 +321,7 @@ impl Metrics {
             peer: make.peer(),
             cluster: make.cluster(),
             ensemble: make.ensemble(),
+            attachment: make.attachment(),
             forward: make.forward(),
             upkeep: make.upkeep(),
             compact: make.compact(),

@@ -5,6 +5,8 @@
 //! runs on the `LocalSet` it was started on; dropping that is the crash that every part is built for.
 
 mod applier;
+mod attaching;
+mod attachments;
 mod boot;
 mod changes;
 mod cluster;

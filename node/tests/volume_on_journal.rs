@@ -31,7 +31,8 @@ use velum_node::{
         budget::DirtyBudget,
         machine::{FetchFailure, Fetched, Settings},
         messages::{
-            Committed, Door, FlushPort, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply, Request,
+            Committed, Door, Entrant, FlushPort, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply,
+            Request,
         },
         replay::{Lost, Start, Stored},
         sealing::Owner,
@@ -219,7 +220,11 @@ impl Node {
             },
         )?;
         let session = Rc::new(Session::default());
-        volume.attach(SESSION, Principal(Rc::from("uid:1")), Rc::clone(&session) as Rc<dyn Replies>);
+        volume.attach(
+            SESSION,
+            Entrant { principal: Principal(Rc::from("uid:1")), pass: None },
+            Rc::clone(&session) as Rc<dyn Replies>,
+        );
         Ok((volume, session))
     }
 }
@@ -346,7 +351,7 @@ fn a_session_may_ask_again_from_within_a_reply() {
     life(&disk, async move {
         let node = Node::start(&on, 1, 1 << 20).await;
         let (volume, session) = node.open(A).unwrap();
-        *session.next.borrow_mut() = Some((volume.door(), request(2, write(0, BLOCK, 2))));
+        *session.next.borrow_mut() = Some((Rc::new(volume.clone()), request(2, write(0, BLOCK, 2))));
         ask(&volume, 1, write(0, BLOCK, 1));
         assert!(matches!(session.outcome(2), Some(Outcome::Done)));
         assert_eq!(read(&volume, &session, 3, 0, 1), [2]);

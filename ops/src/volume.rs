@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use velum_node::config::{Size, SizeError};
 use velum_protocol::{
     admin::{
-        Access, AclLine, ByteRange, CreateVolume, Deleted, Holdings, MoveVolume, ResizeVolume, VolumeStatus,
-        VolumeSummary, is_name, is_principal, is_volume_size,
+        Access, AclLine, Attach, AttachmentStatus, ByteRange, CreateVolume, Deleted, Detach, Holdings, MoveVolume,
+        ResizeVolume, SetPermit, VolumeStatus, VolumeSummary, is_name, is_principal, is_volume_size,
     },
     id::{BLOCK_BYTES, REGION_BLOCKS},
 };
@@ -104,6 +104,54 @@ pub(crate) enum Volume {
         #[arg(long, value_parser = byte_range)]
         range: Option<ByteRange>,
     },
+    /// Attach a host to a volume: gives the export name under which its connections find the volume at every node, until it is
+    /// detached, stolen or its lineage changes
+    Attach {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Others may be attached, too, if they share it as well; each writes only where it has a permit
+        #[arg(long)]
+        shared: bool,
+        /// Connections at a time; one more, and the oldest ends
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+        connections: u32,
+        /// Who that is, for people to read
+        #[arg(long, default_value = "")]
+        host: String,
+        /// End every other attachment of the volume; ask the node that serves it
+        #[arg(long)]
+        steal: bool,
+    },
+    /// End an attachment: nothing of it takes effect any more; ask the node that serves the volume
+    Detach {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Its handle, or the export name
+        handle: String,
+    },
+    /// List who is attached to a volume, by how many connections, and where each may write
+    Attachments {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+    },
+    /// Let one of the hosts that share a volume write a range, or nobody; ask the node that serves the volume
+    Permit {
+        /// The volume
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Bytes START..END on bounds of 64MiB
+        #[arg(value_parser = byte_range)]
+        range: ByteRange,
+        /// The handle of the attachment that may write there, or its export name; nobody when not given
+        #[arg(long, value_name = "HANDLE")]
+        to: Option<String>,
+        /// Take it from whoever has it
+        #[arg(long)]
+        steal: bool,
+    },
     /// Show who may do what; of the lines that match a request the last one decides
     Acl {
         /// The volume
@@ -160,6 +208,22 @@ pub(crate) fn run(volume: &Volume, target: &Target, format: Format) -> Result<()
             Volume::Deny { name, principal, range } => {
                 let line = AclLine { principal: principal.clone(), access: Access::None, range: *range };
                 set_acl(&client, format, name, line).await?;
+            }
+            Volume::Attach { name, shared, connections, host, steal } => {
+                let attach = Attach { shared: *shared, connections: *connections, host: host.clone(), steal: *steal };
+                let made: AttachmentStatus = client.post(&["volumes", name, "attach"], Some(&attach)).await?;
+                output::print(format, &Attached(made));
+            }
+            Volume::Detach { name, handle } => {
+                let detach = Detach { handle: handle.clone() };
+                output::print(format, &Attachments(client.post(&["volumes", name, "detach"], Some(&detach)).await?));
+            }
+            Volume::Attachments { name } => {
+                output::print(format, &Attachments(client.get(&["volumes", name, "attachments"]).await?));
+            }
+            Volume::Permit { name, range, to, steal } => {
+                let permit = SetPermit { range: *range, holder: to.clone(), steal: *steal };
+                output::print(format, &Attachments(client.post(&["volumes", name, "permits"], Some(&permit)).await?));
             }
             Volume::Acl { name } => output::print(format, &Acl(client.get(&["volumes", name, "acl"]).await?)),
         }
@@ -302,10 +366,54 @@ impl Table for Acl {
     fn rows(&self) -> Vec<Vec<String>> {
         let head = ["PRINCIPAL", "ACCESS", "RANGE"].map(str::to_owned).to_vec();
         let row = |line: &AclLine| {
-            let range =
-                |range: ByteRange| format!("{}..{}", Size::from_bytes(range.start), Size::from_bytes(range.end));
-            let range = line.range.map_or_else(|| "whole volume".to_owned(), range);
+            let range = line.range.map_or_else(|| "whole volume".to_owned(), between);
             vec![line.principal.clone(), line.access.to_string(), range]
+        };
+        std::iter::once(head).chain(self.0.iter().map(row)).collect()
+    }
+}
+
+fn between(range: ByteRange) -> String {
+    format!("{}..{}", Size::from_bytes(range.start), Size::from_bytes(range.end))
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Attached(AttachmentStatus);
+
+impl Table for Attached {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let Self(made) = self;
+        vec![
+            vec!["export".to_owned(), made.export.clone()],
+            vec!["handle".to_owned(), made.handle.clone()],
+            vec!["connections".to_owned(), format!("{} at a time", made.connections_max)],
+            vec!["shared".to_owned(), (if made.shared { "yes: writes take permits" } else { "no" }).to_owned()],
+        ]
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Attachments(Vec<AttachmentStatus>);
+
+impl Table for Attachments {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = ["EXPORT", "HOST", "SHARED", "CONNECTIONS", "MAY WRITE"].map(str::to_owned).to_vec();
+        let row = |attachment: &AttachmentStatus| {
+            let permits: Vec<String> = attachment.permits.iter().copied().map(between).collect();
+            let may_write = match (attachment.shared, permits.as_slice()) {
+                (false, _) => "everywhere".to_owned(),
+                (true, []) => "nowhere".to_owned(),
+                (true, permits) => permits.join(" "),
+            };
+            vec![
+                attachment.export.clone(),
+                attachment.host.clone(),
+                (if attachment.shared { "yes" } else { "no" }).to_owned(),
+                format!("{} of {}", attachment.connections.len(), attachment.connections_max),
+                may_write,
+            ]
         };
         std::iter::once(head).chain(self.0.iter().map(row)).collect()
     }

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 
+mod attachments;
 mod cluster;
 
+pub use attachments::{Attach, AttachmentStatus, Detach, SetPermit};
 pub use cluster::{ClusterStatus, MemberRole, MemberStatus, Token, VolumeStanding};
 
 /// True for the names that clouds and volumes may have: `[a-z0-9._-]{1,63}`.
@@ -88,6 +90,32 @@ pub enum Request {
         name: String,
         /// The line to add; it replaces an earlier one of the same principal and range.
         line: AclLine,
+    },
+    /// `GET /v1/volumes/NAME/attachments`
+    ListAttachments {
+        /// The volume's name.
+        name: String,
+    },
+    /// `POST /v1/volumes/NAME/attach`
+    Attach {
+        /// The volume's name.
+        name: String,
+        /// What is asked.
+        attach: Attach,
+    },
+    /// `POST /v1/volumes/NAME/detach`; answered when nothing of it takes effect any more.
+    Detach {
+        /// The volume's name.
+        name: String,
+        /// Which.
+        detach: Detach,
+    },
+    /// `POST /v1/volumes/NAME/permits`; answered when it is in force.
+    SetPermit {
+        /// The volume's name.
+        name: String,
+        /// What is asked.
+        permit: SetPermit,
     },
     /// `GET /v1/clouds`
     ListClouds,
@@ -204,6 +232,10 @@ pub enum Response {
     Volume(VolumeStatus),
     /// To `ShowAcl` and `SetAcl`.
     Acl(Vec<AclLine>),
+    /// To `Attach`.
+    Attachment(AttachmentStatus),
+    /// To `ListAttachments`, `Detach` and `SetPermit`.
+    Attachments(Vec<AttachmentStatus>),
     /// To `DeleteVolume`.
     Deleted(Deleted),
     /// To `ClusterStatus`, `RemoveNode` and `TransferLead`.

@@ -13,6 +13,7 @@
 pub mod disk;
 pub mod gate;
 pub mod memory;
+pub mod permits;
 
 use std::hash::{Hash, Hasher};
 

@@ -199,8 +199,12 @@ impl Judge<'_> {
 
     fn doors(&mut self, config: &NodeConfig) {
         if !config.plain_exports {
-            let remedy = "set plain_exports = true, which serves each volume under its name";
-            self.warn("plain_exports", "nothing is served: volumes have no other way in than their names yet", remedy);
+            let remedy = "`velum volume attach` gives the name of an export; plain_exports = true serves each volume under its own, too";
+            self.warn(
+                "plain_exports",
+                "a volume is served to whoever is attached to it, and under no name of its own",
+                remedy,
+            );
         }
         let named =
             config.nbd.listen.iter().enumerate().map(|(index, listen)| (format!("nbd.listen[{index}]"), listen));

@@ -48,7 +48,10 @@ fn good_with(lines: &str) -> String {
 fn a_short_file_gets_the_documented_defaults() {
     let (config, warnings) = NodeConfig::parse(GOOD.as_bytes(), "node.toml").unwrap();
     let warned: Vec<_> = warnings.iter().map(|warning| (warning.key.as_str(), warning.what.as_str())).collect();
-    assert_eq!(warned, [("plain_exports", "nothing is served: volumes have no other way in than their names yet")]);
+    assert_eq!(
+        warned,
+        [("plain_exports", "a volume is served to whoever is attached to it, and under no name of its own")]
+    );
     assert_eq!((config.node, config.cloud_quorum()), (NodeId(1), 2));
     assert_eq!((config.memory, config.dirty_bytes_max()), (Size::mib(512), 256 << 20));
     assert_eq!((config.flush.bytes, config.flush.interval), (Size::mib(8), Duration::from_secs(5)));

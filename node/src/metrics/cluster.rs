@@ -34,6 +34,19 @@ pub struct ClusterMetrics {
     pub owner_changes: IntCounter,
 }
 
+/// Who is attached to this node's volumes.
+#[derive(Clone, Debug)]
+pub struct AttachmentMetrics {
+    /// `velum_attachments`
+    pub attachments: IntGauge,
+    /// `velum_attachment_connections`
+    pub connections: IntGauge,
+    /// `velum_attachment_permits`
+    pub permits: IntGauge,
+    /// `velum_attachment_ended_sessions_total`: sessions that ended because raft says that they may not be there any more.
+    pub ended_sessions: IntCounter,
+}
+
 /// Who keeps the journals of this node's volumes. A volume that its owner keeps alone counts for nothing here.
 #[derive(Clone, Debug)]
 pub struct EnsembleMetrics {
@@ -70,6 +83,18 @@ impl Make {
         ClusterMetrics {
             nodes: By::new(|role: &NodeRole| nodes.with_label_values(&[role.text()])),
             owner_changes: self.counter("velum_cluster_owner_changes_total", "Volumes that came to another owner"),
+        }
+    }
+
+    pub(super) fn attachment(&self) -> AttachmentMetrics {
+        AttachmentMetrics {
+            attachments: self.gauge("velum_attachments", "Attachments of volumes that this node owns"),
+            connections: self.gauge("velum_attachment_connections", "Connections on them"),
+            permits: self.gauge("velum_attachment_permits", "Ranges of shared volumes that one of them may write"),
+            ended_sessions: self.counter(
+                "velum_attachment_ended_sessions_total",
+                "Sessions ended because their attachment or connection is over",
+            ),
         }
     }
 

@@ -2,14 +2,17 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use velum_protocol::{format::metadata::Right, id::VolumeId};
+use velum_protocol::{
+    format::metadata::Right,
+    id::{Handle, Pass, VolumeId},
+};
 
-use super::owning::Owning;
-use super::switches::Switches;
+use super::{attachments, owning::Owning, switches::Switches};
 use crate::{
     array::VolumeArray,
-    metadata::{Metadata, acl::widest_right, state::VolumeState},
-    server::gate::{Export, ExportInfo, Exports},
+    env::Local,
+    metadata::{Metadata, State, acl::widest_right, state::VolumeState},
+    server::gate::{Export, ExportInfo, Exports, Standing},
     volume::{
         Volume,
         messages::{Door, Principal},
@@ -57,8 +60,13 @@ pub(super) struct NodeExports {
     pub(super) open: Rc<OpenVolumes>,
     /// The ways in to the volumes of all nodes, for a node among others.
     pub(super) switches: Option<Rc<Switches>>,
-    /// Whether a volume's name is an export name.
+    /// Whether the name of a volume that nobody is attached to is an export name.
     pub(super) plain: bool,
+}
+
+/// The name under which guests find a volume by an attachment.
+pub(super) fn export_name(volume: &str, handle: Handle) -> String {
+    format!("{volume}.{handle}")
 }
 
 impl NodeExports {
@@ -68,7 +76,23 @@ impl NodeExports {
             None => self.open.get(id).is_some(),
             Some(switches) => volume.owner.is_some() && switches.get(id).is_some(),
         };
-        self.plain && !volume.deleted && is_served
+        !volume.deleted && is_served
+    }
+
+    /// A volume that may be used under its own name.
+    fn is_plain(&self, state: &State, id: VolumeId) -> bool {
+        self.plain && state.admits(id, None)
+    }
+
+    /// The volume that a name leads to, and by which attachment.
+    fn named<'a>(&self, state: &'a State, name: &str) -> Option<(VolumeId, &'a VolumeState, Option<Handle>)> {
+        if let Some((id, volume)) = state.volume_named(name).filter(|(id, _)| self.is_plain(state, *id)) {
+            return Some((id, volume, None));
+        }
+        let (name, handle) = name.rsplit_once('.')?;
+        let handle = Handle::parse(handle)?;
+        let (id, volume) = state.volume_named(name)?;
+        state.attachments.get(&id)?.live.contains_key(&handle).then_some((id, volume, Some(handle)))
     }
 
     fn door(&self, id: VolumeId) -> Option<Rc<dyn Door>> {
@@ -82,7 +106,8 @@ impl NodeExports {
 impl Exports for NodeExports {
     fn list(&self, principal: &Principal) -> Vec<ExportInfo> {
         let state = self.metadata.state();
-        let open = state.volumes.iter().filter(|(id, volume)| self.is_open(**id, volume));
+        let is_listed = |id: VolumeId, volume: &VolumeState| self.is_plain(&state, id) && self.is_open(id, volume);
+        let open = state.volumes.iter().filter(|(id, volume)| is_listed(**id, volume));
         open.map(|(id, volume)| ExportInfo {
             volume: *id,
             name: volume.name.clone(),
@@ -93,9 +118,9 @@ impl Exports for NodeExports {
 
     fn find(&self, name: &str, principal: &Principal) -> Option<Export> {
         let state = self.metadata.state();
-        let (id, volume) = state.volume_named(name).filter(|(id, volume)| self.is_open(*id, volume))?;
-        let door = self.door(id)?;
-        Some(Export { volume: id, name: name.to_owned(), right: widest_right(&volume.acl, &principal.0), door })
+        let (id, volume, attachment) = self.named(&state, name).filter(|(id, volume, _)| self.is_open(*id, volume))?;
+        let (door, right) = (self.door(id)?, widest_right(&volume.acl, &principal.0));
+        Some(Export { volume: id, name: name.to_owned(), right, door, attachment })
     }
 
     fn right(&self, volume: VolumeId, principal: &Principal) -> Right {
@@ -104,5 +129,17 @@ impl Exports for NodeExports {
             Some(found) if self.is_open(volume, found) => widest_right(&found.acl, &principal.0),
             _ => Right::None,
         }
+    }
+
+    fn stands(&self, volume: VolumeId, pass: Option<Pass>) -> Standing {
+        self.metadata.with(|state| attachments::standing(state, volume, pass))
+    }
+
+    fn connect(&self, volume: VolumeId, handle: Handle) -> Local<Option<Pass>> {
+        attachments::connect(&self.metadata, volume, handle)
+    }
+
+    fn disconnect(&self, volume: VolumeId, pass: Pass) {
+        attachments::disconnect(&self.metadata, volume, pass);
     }
 }

@@ -46,6 +46,7 @@ fn observe(node: &Weak<Assembly>, seen: &mut Seen) -> bool {
     observe_raft(&node);
     observe_peers(&node);
     observe_ensembles(&node);
+    observe_attachments(&node);
     observe_cluster(&node, seen);
     for (cloud, status) in node.clouds.clouds.iter().zip(views::clouds(&node)) {
         cloud.show();
@@ -133,6 +134,22 @@ fn observe_ensembles(node: &Assembly) {
     metrics.members_current.set(of(Standing::Current));
     metrics.members_lagging.set(of(Standing::Lagging));
     metrics.members_gone.set(of(Standing::Gone));
+}
+
+fn observe_attachments(node: &Assembly) {
+    let metrics = &node.metrics.attachment;
+    let (mut attachments, mut connections, mut permits) = (0, 0, 0);
+    node.metadata.with(|state| {
+        let own = state.attachments.iter().filter(|(id, _)| node.open.get(**id).is_some());
+        for (_, of_volume) in own {
+            attachments += of_volume.live.len();
+            connections += of_volume.live.values().map(|attachment| attachment.connections.len()).sum::<usize>();
+            permits += of_volume.permits.len();
+        }
+    });
+    metrics.attachments.set(count(attachments));
+    metrics.connections.set(count(connections));
+    metrics.permits.set(count(permits));
 }
 
 fn observe_peers(node: &Assembly) {

@@ -13,8 +13,8 @@ use velum_protocol::{
 };
 
 use super::{
-    Assembly, copies::Copies, exports::OpenVolume, frames::VolumeFrames, owning::Owning, records::VolumeRecords,
-    takeover::TakenOver,
+    Assembly, attachments::GuardedDoor, copies::Copies, exports::OpenVolume, frames::VolumeFrames, owning::Owning,
+    records::VolumeRecords, takeover::TakenOver,
 };
 use crate::{
     actor,
@@ -212,7 +212,9 @@ impl Assembly {
         let (volume, replayed) = Volume::open(&self.env, opening.ok_or(OpenVolumeError::NoKeys)?)?;
         let array = VolumeArray::start(&self.array, id, epoch, volume.port())?;
         let owner = Owner { epoch, lineage: self.with_volume(id, |volume| volume.lineage)? };
-        self.open.insert(id, OpenVolume { door: volume.door(), volume, array, owner, owning });
+        self.enforcer().enforce(id, &volume);
+        let guarded = GuardedDoor { id, volume: volume.clone(), enforcer: self.enforcer() };
+        self.open.insert(id, OpenVolume { door: Rc::new(guarded), volume, array, owner, owning });
         if let Some(switches) = &self.switches {
             switches.look_at(id);
         }

@@ -51,6 +51,10 @@ impl Backend for Service {
                 Request::DeleteVolume { name } => node.delete_volume(&name).await,
                 Request::ShowAcl { name } => node.show_acl(&name),
                 Request::SetAcl { name, line } => node.set_acl(&name, line).await,
+                Request::ListAttachments { name } => node.list_attachments(&name),
+                Request::Attach { name, attach } => node.attach(&name, attach).await,
+                Request::Detach { name, detach } => node.detach(&name, &detach).await,
+                Request::SetPermit { name, permit } => node.set_permit(&name, &permit).await,
                 Request::ClusterStatus => Ok(Response::Cluster(node.cluster_status())),
                 Request::OfferPlace => node.offer_place().await,
                 Request::RemoveNode { node: number } => node.remove_node(number).await,
@@ -98,13 +102,13 @@ impl Assembly {
         }
     }
 
-    fn named(&self, name: &str) -> Result<VolumeId, Problem> {
+    pub(super) fn named(&self, name: &str) -> Result<VolumeId, Problem> {
         let found = self.metadata.with(|state| state.volume_named(name).map(|(id, _)| id));
         found.ok_or_else(|| Problem::no_volume(name))
     }
 
     /// The named volume, which is this node's to work on.
-    fn own(&self, name: &str) -> Result<VolumeId, Problem> {
+    pub(super) fn own(&self, name: &str) -> Result<VolumeId, Problem> {
         let volume = self.named(name)?;
         let owner = self.metadata.with(|state| state.volumes.get(&volume).and_then(|volume| volume.owner));
         match owner.filter(|owner| self.peers.is_some() && *owner != self.node) {
@@ -375,6 +379,19 @@ fn problem(error: &MetadataError) -> Problem {
         }
         MetadataError::Rejected(Rejection::OwnsVolumes(..)) => {
             (ProblemKind::Conflict, "start it with [peers] once, so that other nodes keep its volumes too")
+        }
+        MetadataError::Rejected(Rejection::Attached) => {
+            (ProblemKind::Conflict, "`velum volume attachments` shows by whom; --steal ends what there is")
+        }
+        MetadataError::Rejected(Rejection::NotAttached) => {
+            (ProblemKind::NotFound, "`velum volume attachments` shows those there are")
+        }
+        MetadataError::Rejected(Rejection::Permitted) => {
+            (ProblemKind::Conflict, "`velum volume attachments` shows whose it is; --steal takes it")
+        }
+        MetadataError::Rejected(Rejection::NotShared) => (ProblemKind::Conflict, "attach with --shared"),
+        MetadataError::Rejected(Rejection::BadAttachment | Rejection::BadPermit) => {
+            (ProblemKind::Invalid, "correct the request")
         }
         MetadataError::Rejected(Rejection::LastNode(_)) => {
             (ProblemKind::Conflict, "let another node join first, with `velum cluster token`")

@@ -24,6 +24,7 @@ use velum_protocol::{
 use super::{
     Assembly, Node,
     applier::{MetadataApplier, RaftProposer},
+    attachments,
     boot::{Boot, Unsynced},
     copies::{self, Copies, FoundCopies, Known},
     create, crowding, cut_off,
@@ -256,6 +257,7 @@ impl Node {
         let node = assemble(env, config, (lock, boot), (keyring, identity), journal, agreement, metrics).await?;
         node.begin();
         switches::follow(&node, changes.clone());
+        attachments::follow(&node, changes.clone());
         if node.ownership.is_some() {
             drop(replay);
             node.boot.started(&*node.env.disk).await?;
@@ -525,7 +527,9 @@ impl Assembly {
     fn open_doors(self: &Rc<Self>, listeners: Vec<Rc<dyn Listener>>) {
         let plain = self.config.plain_exports;
         if !plain {
-            tracing::warn!("plain_exports is false, so no volume is served under its name: every guest is turned away");
+            tracing::info!(
+                "plain_exports is false: guests find a volume under the name that `velum volume attach` gives"
+            );
         }
         let (metadata, open, switches) = (self.metadata.clone(), Rc::clone(&self.open), self.switches.clone());
         let exports = NodeExports { metadata, open, switches, plain };

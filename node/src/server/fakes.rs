@@ -12,15 +12,15 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use velum_protocol::{
     format::metadata::Right,
-    id::{SessionId, VolumeId},
+    id::{Handle, Pass, SessionId, VolumeId},
 };
 
-use super::gate::{Export, ExportInfo, Exports, Gate};
+use super::gate::{Export, ExportInfo, Exports, Gate, Standing};
 use crate::{
     audit::Audit,
     env::{Clock, Instant, Local, WallTime},
     metrics::Metrics,
-    volume::messages::{Door, Operation, Outcome, Principal, Refusal, Replies, Reply, Request, StatusExtent},
+    volume::messages::{Door, Entrant, Operation, Outcome, Principal, Refusal, Replies, Reply, Request, StatusExtent},
 };
 
 /// Time that passes only when a test says so.
@@ -107,16 +107,37 @@ impl Exports for Table {
 
     fn find(&self, name: &str, _principal: &Principal) -> Option<Export> {
         let (volume, right, door) = self.volumes.borrow().get(name).cloned()?;
-        Some(Export { volume, name: name.to_owned(), right, door })
+        Some(Export { volume, name: name.to_owned(), right, door, attachment: None })
     }
 
     fn right(&self, volume: VolumeId, _principal: &Principal) -> Right {
         self.volumes.borrow().values().find(|(id, ..)| *id == volume).map_or(Right::None, |(_, right, _)| *right)
     }
+
+    fn stands(&self, _volume: VolumeId, pass: Option<Pass>) -> Standing {
+        // Those with an even number stand, and the highest odd one is not known yet.
+        match pass {
+            None => Standing::Live,
+            Some(Pass { connection, .. }) if connection % 2 == 0 => Standing::Live,
+            Some(Pass { connection: u64::MAX, .. }) => Standing::NotYet,
+            Some(_) => Standing::Over,
+        }
+    }
+
+    fn connect(&self, _volume: VolumeId, handle: Handle) -> Local<Option<Pass>> {
+        std::future::ready(Some(Pass { handle, connection: 2 })).boxed_local()
+    }
+
+    fn disconnect(&self, _volume: VolumeId, _pass: Pass) {}
 }
 
 pub(crate) fn somebody() -> Principal {
     Principal(Rc::from("uid:7"))
+}
+
+/// Somebody at a volume that nobody is attached to.
+pub(crate) fn entrant() -> Entrant {
+    Entrant { principal: somebody(), pass: None }
 }
 
 /// A volume that is a vector of bytes. It answers at once, or, held back, when told to.
@@ -235,7 +256,7 @@ impl Door for MemoryVolume {
         self.contents.borrow().len() as u64
     }
 
-    fn attach(&self, session: SessionId, _principal: Principal, replies: Rc<dyn Replies>) {
+    fn attach(&self, session: SessionId, _entrant: Entrant, replies: Rc<dyn Replies>) {
         self.sessions.borrow_mut().insert(session, replies);
     }
 

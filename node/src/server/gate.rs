@@ -9,10 +9,14 @@
 
 use std::rc::Rc;
 
-use velum_protocol::{format::metadata::Right, id::VolumeId};
+use velum_protocol::{
+    format::metadata::Right,
+    id::{Handle, Pass, VolumeId},
+};
 
 use crate::{
     audit::{Action, Audit, ByteRange, Gate as Number},
+    env::Local,
     volume::messages::{Door, Principal},
 };
 
@@ -25,6 +29,23 @@ pub trait Exports {
     fn find(&self, name: &str, principal: &Principal) -> Option<Export>;
     /// The most the volume's ACL grants `principal` now; [`Right::None`] for a volume no longer served here.
     fn right(&self, volume: VolumeId, principal: &Principal) -> Right;
+    /// How what a session was let in by stands at a volume of this node's.
+    fn stands(&self, volume: VolumeId, pass: Option<Pass>) -> Standing;
+    /// A connection begins on an attachment; none when there is no such one, or it cannot be agreed on now.
+    fn connect(&self, volume: VolumeId, handle: Handle) -> Local<Option<Pass>>;
+    /// A connection is over.
+    fn disconnect(&self, volume: VolumeId, pass: Pass);
+}
+
+/// How what a session was let in by stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The session may be there.
+    Live,
+    /// It began where more is known than here.
+    NotYet,
+    /// It is over, for good.
+    Over,
 }
 
 /// A volume in a listing.
@@ -49,6 +70,8 @@ pub struct Export {
     pub right: Right,
     /// The way to it.
     pub door: Rc<dyn Door>,
+    /// The attachment that was named.
+    pub attachment: Option<Handle>,
 }
 
 /// Gate 1 of one node.
@@ -100,6 +123,22 @@ impl Gate {
     #[must_use]
     pub fn right(&self, volume: VolumeId, principal: &Principal) -> Right {
         self.exports.right(volume, principal)
+    }
+
+    /// How what a session was let in by stands.
+    #[must_use]
+    pub fn stands(&self, volume: VolumeId, pass: Option<Pass>) -> Standing {
+        self.exports.stands(volume, pass)
+    }
+
+    /// A connection begins on an attachment.
+    pub fn connect(&self, volume: VolumeId, handle: Handle) -> Local<Option<Pass>> {
+        self.exports.connect(volume, handle)
+    }
+
+    /// A connection is over.
+    pub fn disconnect(&self, volume: VolumeId, pass: Pass) {
+        self.exports.disconnect(volume, pass);
     }
 
     /// Counts requests let through.

@@ -4,12 +4,12 @@ use std::rc::{Rc, Weak};
 
 use velum_protocol::id::{Lineage, NodeId, SessionId, VolumeId};
 
-use crate::volume::messages::{Principal, Replies, Reply, Request};
+use crate::volume::messages::{Entrant, Replies, Reply, Request};
 
 /// The way to a volume at another node. What comes of it comes to [`Near`].
 pub trait Afar {
     /// A session wants in, if the lineage is still the one it began under. Nothing is submitted before [`Near::attached`].
-    fn attach(&self, session: SessionId, principal: &Principal, lineage: Option<Lineage>);
+    fn attach(&self, session: SessionId, entrant: &Entrant, lineage: Option<Lineage>);
     /// As [`Door::submit`](crate::volume::messages::Door::submit).
     fn submit(&self, request: Request);
     /// As [`Door::end_burst`](crate::volume::messages::Door::end_burst).

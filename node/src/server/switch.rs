@@ -39,7 +39,7 @@ use crate::{
     env::{Clock, Local},
     limits::{SWITCH_HELD_BYTES_MAX, SWITCH_HELD_TIME_MAX},
     volume::{
-        messages::{Door, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply, Request},
+        messages::{Door, Entrant, Operation, Origin, Outcome, Refusal, Replies, Reply, Request},
         sealing::Owner,
     },
 };
@@ -189,8 +189,8 @@ impl Switch {
     }
 
     /// Lets a session of another node's guest in; only while the volume is here.
-    pub(super) fn attach_forwarded(&self, session: SessionId, principal: Principal, visitor: Rc<dyn Visitor>) {
-        self.0.attach(Guest::visiting(session, principal, visitor));
+    pub(super) fn attach_forwarded(&self, session: SessionId, entrant: Entrant, visitor: Rc<dyn Visitor>) {
+        self.0.attach(Guest::visiting(session, entrant, visitor));
     }
 }
 
@@ -202,8 +202,8 @@ impl Door for Switch {
         }
     }
 
-    fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>) {
-        self.0.attach(Guest::new(session, principal, replies));
+    fn attach(&self, session: SessionId, entrant: Entrant, replies: Rc<dyn Replies>) {
+        self.0.attach(Guest::new(session, entrant, replies));
     }
 
     fn submit(&self, request: Request) {
@@ -300,12 +300,12 @@ impl Inner {
                 guest.turn.set(guest.turn.get() + 1);
                 let (inner, turn) = (Weak::clone(&self.own), guest.turn.get());
                 let passing = Passing { inner, guest: Rc::clone(guest), turn };
-                door.attach(guest.session, guest.principal.clone(), Rc::new(passing));
+                door.attach(guest.session, guest.entrant.clone(), Rc::new(passing));
                 self.release(guest);
             }
             (Backing::There(_, afar), Place::Outside) => {
                 guest.place.set(Place::Asking);
-                afar.attach(guest.session, &guest.principal, guest.lineage.get());
+                afar.attach(guest.session, &guest.entrant, guest.lineage.get());
             }
             (Backing::Here(..) | Backing::There(..), Place::Inside) => self.release(guest),
             _ => {}

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use velum_protocol::id::Epoch;
 
 use super::*;
-use crate::server::fakes::{ManualClock, MemoryVolume, somebody};
+use crate::server::fakes::{ManualClock, MemoryVolume, entrant};
 
 const OWNER: Owner = Owner { epoch: Epoch(1), lineage: Lineage(1) };
 const BLOCK: usize = 4096;
@@ -67,7 +67,7 @@ impl Far {
 }
 
 impl Afar for Far {
-    fn attach(&self, session: SessionId, _principal: &Principal, lineage: Option<Lineage>) {
+    fn attach(&self, session: SessionId, _entrant: &Entrant, lineage: Option<Lineage>) {
         self.say(Said::Attach(session.0, lineage));
     }
 
@@ -116,7 +116,7 @@ impl Bench {
 
     fn session(&self, session: u64) -> Rc<Session> {
         let replies = Rc::<Session>::default();
-        self.switch.attach(SessionId(session), somebody(), replies.clone());
+        self.switch.attach(SessionId(session), entrant(), replies.clone());
         replies
     }
 
@@ -376,8 +376,8 @@ fn another_nodes_session_is_sent_away_when_the_volume_goes_if_nothing_of_it_is_u
     run(async |bench| {
         bench.here(1);
         let (held, busy) = (Rc::<Session>::default(), Rc::<Session>::default());
-        bench.switch.attach_forwarded(SessionId(1), somebody(), held.clone());
-        bench.switch.attach_forwarded(SessionId(2), somebody(), busy.clone());
+        bench.switch.attach_forwarded(SessionId(1), entrant(), held.clone());
+        bench.switch.attach_forwarded(SessionId(2), entrant(), busy.clone());
         bench.volume.hold.set(true);
         bench.ask(2, 1);
         drop(bench.switch.hold());

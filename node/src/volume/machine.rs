@@ -31,7 +31,7 @@ use velum_protocol::{
         metadata::{AclEntry, ObjectRef, Right},
         record::RecordKind,
     },
-    id::{BLOCK_BYTES, BlockCount, BlockIndex, Epoch, Hash, Jseq, SessionId, VolumeId},
+    id::{BLOCK_BYTES, BlockCount, BlockIndex, Epoch, Handle, Hash, Jseq, SessionId, VolumeId},
 };
 
 use super::{
@@ -50,6 +50,7 @@ use crate::{
     cache::{
         BlockLocation, MemoryCache,
         gate::{Access, Decision, Gate},
+        permits::Permits,
     },
     env::Instant,
     extent::ExtentMap,
@@ -79,6 +80,8 @@ pub enum Input {
         session: SessionId,
         /// Whom gate 2 judges it as.
         principal: Box<str>,
+        /// By which attachment it is there.
+        attachment: Option<Handle>,
     },
     /// A session is gone.
     Detach {
@@ -133,6 +136,11 @@ pub enum Input {
         entries: Vec<AclEntry>,
         /// Its version.
         version: u64,
+    },
+    /// Who shares the volume changed, or who may write where among them.
+    SetPermits {
+        /// As it is now.
+        permits: Permits,
     },
     /// The size changed.
     SetSize {
@@ -281,6 +289,7 @@ pub struct VolumeMachine {
     pub(super) settings: Settings,
     pub(super) size_blocks: u64,
     pub(super) gate: Gate,
+    pub(super) permits: Permits,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) closing: bool,
     pub(super) buffer: Buffer,
@@ -307,6 +316,7 @@ pub struct VolumeMachine {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) principal: Rc<str>,
+    pub(super) attachment: Option<Handle>,
     pub(super) streams: Streams,
 }
 
@@ -364,6 +374,7 @@ impl VolumeMachine {
             settings: parts.settings,
             size_blocks: parts.size_blocks,
             gate: parts.gate,
+            permits: Permits::default(),
             sessions: BTreeMap::new(),
             closing: false,
             buffer: Buffer::new(parts.id, parts.epoch, parts.last),
@@ -474,11 +485,11 @@ impl VolumeMachine {
         right: Right,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let Some(Session { principal, .. }) = self.sessions.get(&session) else { return false };
+        let Some(Session { principal, attachment, .. }) = self.sessions.get(&session) else { return false };
         let access = Access { first: BlockIndex(blocks.first), count: BlockCount(blocks.count), right };
-        match self.gate.judge(principal, access) {
-            Decision::Allowed => true,
-            Decision::Refused => {
+        match (self.gate.judge(principal, access), self.permits.judge(*attachment, access)) {
+            (Decision::Allowed, Decision::Allowed) => true,
+            _ => {
                 effects.push(Effect::Refused { principal: Rc::clone(principal), right, range: bytes });
                 false
             }
@@ -496,8 +507,9 @@ impl VolumeMachine {
         self.reply(origin, Outcome::Refused(refusal), effects);
     }
 
-    fn attach(&mut self, session: SessionId, principal: &str) {
-        self.sessions.insert(session, Session { principal: Rc::from(principal), streams: Streams::default() });
+    fn attach(&mut self, session: SessionId, principal: &str, attachment: Option<Handle>) {
+        let principal = Rc::from(principal);
+        self.sessions.insert(session, Session { principal, attachment, streams: Streams::default() });
     }
 
     /// Forgets a session first, so that nothing below answers it, and then what it asked and has no position.
@@ -511,6 +523,12 @@ impl VolumeMachine {
     fn set_acl(&mut self, now: Instant, entries: &[AclEntry], version: u64, effects: &mut Vec<Effect>) {
         self.gate = Gate::compile(entries, version);
         self.rejudge_reads(effects);
+        self.rejudge_writes(now, effects);
+    }
+
+    /// The same for permits.
+    fn set_permits(&mut self, now: Instant, permits: Permits, effects: &mut Vec<Effect>) {
+        self.permits = permits;
         self.rejudge_writes(now, effects);
     }
 
@@ -549,7 +567,7 @@ impl Machine for VolumeMachine {
         let in_burst = matches!(input, Input::Request(_));
         self.writes.unappended_bytes = 0;
         match input {
-            Input::Attach { session, principal } => self.attach(session, &principal),
+            Input::Attach { session, principal, attachment } => self.attach(session, &principal, attachment),
             Input::Detach { session } => self.detach(now, session, effects),
             Input::Request(request) => self.request(now, request, effects),
             Input::EndBurst => {}
@@ -565,6 +583,7 @@ impl Machine for VolumeMachine {
             Input::Room => self.room_may_be(now, effects),
             Input::Pressure => self.under_pressure(effects),
             Input::SetAcl { entries, version } => self.set_acl(now, &entries, version, effects),
+            Input::SetPermits { permits } => self.set_permits(now, permits, effects),
             Input::SetSize { blocks } => self.set_size(now, blocks, effects),
             Input::ClearBeyond { blocks } => self.clear_beyond(now, blocks, effects),
             Input::Confirmed => self.confirmed(effects),

@@ -8,7 +8,7 @@ use velum_protocol::{
         location::{Frame, RunUpdate},
         metadata::ObjectRef,
     },
-    id::{BlockCount, BlockIndex, Epoch, Hash, Jseq, Seq, SessionId, VolumeId},
+    id::{BlockCount, BlockIndex, Epoch, Hash, Jseq, Pass, Seq, SessionId, VolumeId},
 };
 
 use crate::{
@@ -20,6 +20,15 @@ use crate::{
 /// unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Principal(pub Rc<str>);
+
+/// Who a session is of: the user behind it, and by what it was let in, if somebody is attached to the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entrant {
+    /// The user.
+    pub principal: Principal,
+    /// The attachment and the connection on it.
+    pub pass: Option<Pass>,
+}
 
 /// Which request of which session; comes back with the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,8 +129,8 @@ pub trait Replies {
 pub trait Door {
     /// The volume's size in bytes now.
     fn size_bytes(&self) -> u64;
-    /// Lets a session in. Gate 1 has passed; gate 2 will judge each request by `principal`.
-    fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>);
+    /// Lets a session in. Gate 1 has passed; gate 2 will judge each request by who it is of.
+    fn attach(&self, session: SessionId, entrant: Entrant, replies: Rc<dyn Replies>);
     /// Hands in a request; the reply comes through the session's [`Replies`], in any order.
     fn submit(&self, request: Request);
     /// Says that no more requests are at hand: everything submitted goes to the journal in one write now.

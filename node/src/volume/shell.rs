@@ -12,20 +12,20 @@ use velum_protocol::{
         location::Frame,
         metadata::{AclEntry, ObjectRef, Right},
     },
-    id::{BLOCK_BYTES, Epoch, Hash, Jseq, SessionId, VolumeId},
+    id::{BLOCK_BYTES, Epoch, Hash, Jseq, Pass, SessionId, VolumeId},
 };
 
 use super::{
     budget::{DirtyBudget, Wake, Wakes},
     machine::{Effect, FetchFailure, Fetched, Input, Parts, Room, Settings, Stats, VolumeMachine},
-    messages::{Committed, DirtyStatus, Door, FlushPort, Principal, Relocated, Replies, Request, Window},
+    messages::{Committed, DirtyStatus, Door, Entrant, FlushPort, Relocated, Replies, Request, Window},
     replay::{Lost, Replay, ReplayError, Start, Stored},
     sealing::{Owner, Sealer},
 };
 use crate::{
     actor::{self, Handle, Machine, Shell},
     audit::{Action, Audit, Gate as AuditGate},
-    cache::{BlockLocation, MemoryCache, gate::Gate},
+    cache::{BlockLocation, MemoryCache, gate::Gate, permits::Permits},
     env::{Clock, Entropy, Env, Instant, Local},
     extent::ExtentMap,
     keyring::KeySet,
@@ -162,7 +162,7 @@ pub struct Volume {
 /// What the way in and the shell share.
 #[derive(Default)]
 struct Shared {
-    sessions: RefCell<BTreeMap<SessionId, Rc<dyn Replies>>>,
+    sessions: RefCell<BTreeMap<SessionId, (Option<Pass>, Rc<dyn Replies>)>>,
     wake_flush: RefCell<Option<Rc<dyn Fn()>>>,
 }
 
@@ -216,12 +216,6 @@ impl Volume {
         Ok((Self { id, handle, machine, shared, budget: opening.budget }, replayed))
     }
 
-    /// The way in for guests' sessions.
-    #[must_use]
-    pub fn door(&self) -> Rc<dyn Door> {
-        Rc::new(self.clone())
-    }
-
     /// The way in for the cloud array application.
     #[must_use]
     pub fn port(&self) -> Rc<dyn FlushPort> {
@@ -231,6 +225,26 @@ impl Volume {
     /// Takes a new ACL. When this returns, gate 2 judges by it, also what waits.
     pub fn set_acl(&self, entries: Vec<AclEntry>, version: u64) {
         self.handle.call(Input::SetAcl { entries, version });
+    }
+
+    /// Takes who shares the volume, and who may write where among them. When this returns, gate 2 judges by it, also what waits.
+    pub fn set_permits(&self, permits: Permits) {
+        self.handle.call(Input::SetPermits { permits });
+    }
+
+    /// Ends the sessions that may not be there any more, and says how many. When this returns, nothing of theirs that has no position
+    /// takes effect.
+    pub fn end_unless(&self, may_stay: impl Fn(Option<Pass>) -> bool) -> usize {
+        let over: Vec<(SessionId, Rc<dyn Replies>)> = {
+            let mut sessions = self.shared.sessions.borrow_mut();
+            sessions.extract_if(.., |_, (pass, _)| !may_stay(*pass)).map(|(id, (_, replies))| (id, replies)).collect()
+        };
+        let ended = over.len();
+        for (session, replies) in over {
+            self.handle.call(Input::Detach { session });
+            replies.end();
+        }
+        ended
     }
 
     /// Takes a new size in bytes, a multiple of the block size. To be called before a smaller size is agreed, which then
@@ -290,9 +304,11 @@ impl Door for Volume {
         self.machine.borrow().size_bytes()
     }
 
-    fn attach(&self, session: SessionId, principal: Principal, replies: Rc<dyn Replies>) {
-        self.shared.sessions.borrow_mut().insert(session, replies);
-        self.handle.call(Input::Attach { session, principal: Box::from(&*principal.0) });
+    fn attach(&self, session: SessionId, entrant: Entrant, replies: Rc<dyn Replies>) {
+        let Entrant { principal, pass } = entrant;
+        self.shared.sessions.borrow_mut().insert(session, (pass, replies));
+        let attachment = pass.map(|pass| pass.handle);
+        self.handle.call(Input::Attach { session, principal: Box::from(&*principal.0), attachment });
     }
 
     fn submit(&self, request: Request) {
@@ -406,7 +422,8 @@ impl Shell<Stepped> for VolumeShell {
                 });
             }
             Effect::Reply(reply) => {
-                let session = self.shared.sessions.borrow().get(&reply.origin.session).map(Rc::clone);
+                let session =
+                    self.shared.sessions.borrow().get(&reply.origin.session).map(|(_, replies)| Rc::clone(replies));
                 if let Some(session) = session {
                     session.reply(reply);
                 }

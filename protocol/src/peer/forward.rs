@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{Kind, share, zeros};
 use crate::{
     format::reader::{ReadError, Reader},
-    id::{Epoch, Lineage, VolumeId},
+    id::{Epoch, Handle, Lineage, Pass, VolumeId},
     nbd::PAYLOAD_BYTES_MAX,
 };
 
@@ -60,6 +60,8 @@ pub enum Forward {
         volume: VolumeId,
         /// Only if the volume still has the lineage that the session began under.
         lineage: Option<Lineage>,
+        /// By what it was let in where it began, if somebody is attached to the volume.
+        pass: Option<Pass>,
         /// On whose behalf.
         principal: String,
     },
@@ -223,11 +225,21 @@ pub enum Ended {
     /// this frame. Nothing of it takes effect there any more: it may be asked of the next owner.
     #[error("the node has let the volume go; nothing unanswered was begun")]
     Undone = 6,
+    /// The attachment or the connection is over.
+    #[error("the attachment is over, or another connection has taken this one's place")]
+    NotAttached = 7,
 }
 
 impl Ended {
-    const ALL: [Self; 6] =
-        [Self::NotHere, Self::NotAllowed, Self::OtherLineage, Self::Full, Self::Malformed, Self::Undone];
+    const ALL: [Self; 7] = [
+        Self::NotHere,
+        Self::NotAllowed,
+        Self::OtherLineage,
+        Self::Full,
+        Self::Malformed,
+        Self::Undone,
+        Self::NotAttached,
+    ];
 }
 
 impl Forward {
@@ -279,10 +291,13 @@ impl Forward {
                 put64(*stream, out);
             }
             Self::Opened { stream } | Self::Closed { stream } => put64(*stream, out),
-            Self::Attach { session, volume, lineage, principal } => {
+            Self::Attach { session, volume, lineage, pass, principal } => {
                 put64(*session, out);
                 out.extend_from_slice(&volume.0);
                 put64(lineage.map_or(0, |lineage| lineage.0), out);
+                let (handle, connection) = pass.map_or(([0; 10], 0), |pass| (pass.handle.0, pass.connection));
+                out.extend_from_slice(&handle);
+                put64(connection, out);
                 out.push(u8::try_from(principal.len()).expect("names of principals are bounded"));
                 out.extend_from_slice(principal.as_bytes());
             }
@@ -357,6 +372,11 @@ impl Forward {
     fn read_attach(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
         let (session, volume) = (fields.u64()?, VolumeId(fields.array()?));
         let lineage = Some(Lineage(fields.u64()?)).filter(|lineage| lineage.0 != 0);
+        let (handle, connection) = (Handle(fields.array()?), fields.u64()?);
+        if connection == 0 && handle.0 != [0; 10] {
+            return Err(ReadError::Field("connection"));
+        }
+        let pass = (connection > 0).then_some(Pass { handle, connection });
         let [length] = fields.array()?;
         let name = fields.take(usize::from(length))?;
         let name = std::str::from_utf8(name).map_err(|_| ReadError::Field("principal"))?;
@@ -364,7 +384,7 @@ impl Forward {
         if !is_name {
             return Err(ReadError::Field("principal"));
         }
-        Ok(Self::Attach { session, volume, lineage, principal: name.to_owned() })
+        Ok(Self::Attach { session, volume, lineage, pass, principal: name.to_owned() })
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     format::raft::{Entry, EntryKind, Membership},
-    id::{BootId, ClusterId, Epoch, Hash, Incarnation, Jseq, Lineage, NodeId, VolumeId},
+    id::{BootId, ClusterId, Epoch, Handle, Hash, Incarnation, Jseq, Lineage, NodeId, Pass, VolumeId},
     invitation::TokenSecret,
     nbd::PAYLOAD_BYTES_MAX,
 };
@@ -132,6 +132,7 @@ fn attach() -> Forward {
         session: 5,
         volume: VolumeId([0x70; 16]),
         lineage: Some(Lineage(2)),
+        pass: Some(Pass { handle: Handle([0x71; 10]), connection: 3 }),
         principal: "uid:7".to_owned(),
     }
 }
@@ -528,8 +529,16 @@ fn frames_of_forwarding_keep_their_bytes() {
         ("564c70720100210008000000", "0300000000000000"),
         ("564c70720100220008000000", "0300000000000000"),
         (
-            "564c70720100230026000000",
-            concat!("0500000000000000", "70707070707070707070707070707070", "0200000000000000", "05", "7569643a37"),
+            "564c70720100230038000000",
+            concat!(
+                "0500000000000000",
+                "70707070707070707070707070707070",
+                "0200000000000000",
+                "71717171717171717171",
+                "0300000000000000",
+                "05",
+                "7569643a37"
+            ),
         ),
         ("564c70720100240018000000", concat!("0500000000000000", "0400000000000000", "0200000000000000")),
         ("564c70720100250009000000", concat!("0500000000000000", "03")),
@@ -646,6 +655,7 @@ fn frames_of_forwarding_that_cannot_be_are_refused() {
         session: 5,
         volume: VolumeId([0x70; 16]),
         lineage: None,
+        pass: None,
         principal: principal.to_owned(),
     };
     let read = |offset, length| request(Ask::Read { offset, length }, false);
@@ -681,7 +691,9 @@ fn frames_of_forwarding_that_cannot_be_are_refused() {
         (read(0, 1), 18, 1),
         (reply(Told::Done), 16, 6),
         (reply(Told::Refused(Refused::Failed)), 17, 5),
-        (Forward::Ended { session: 1, why: Ended::Full }, 8, 7),
+        (Forward::Ended { session: 1, why: Ended::Full }, 8, 8),
+        // A handle without a connection.
+        (named("a"), 32, 1),
         (Forward::Ended { session: 1, why: Ended::Full }, 8, 0),
     ] {
         let mut body = Frame::Forward(frame.clone()).encode()[HEADER_BYTES..].to_vec();

@@ -13,8 +13,8 @@ use axum::{
 use serde::Serialize;
 use velum_protocol::{
     admin::{
-        AclLine, ByteRange, CreateVolume, Problem, ProblemKind, Request, ResizeVolume, Response, is_name, is_principal,
-        is_volume_size,
+        AclLine, ByteRange, CreateVolume, Problem, ProblemKind, Request, ResizeVolume, Response, SetPermit, is_name,
+        is_principal, is_volume_size,
     },
     id::{BLOCK_BYTES, REGION_BLOCKS, VOLUME_BYTES_MAX},
 };
@@ -117,6 +117,14 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
         ("POST", ["volumes", name, "move"]) => {
             Ok(Request::MoveVolume { name: named(name)?, to: guard::json(headers, body)? })
         }
+        ("GET", ["volumes", name, "attachments"]) => bare(Request::ListAttachments { name: named(name)? }),
+        ("POST", ["volumes", name, "attach"]) => {
+            Ok(Request::Attach { name: named(name)?, attach: guard::json(headers, body)? })
+        }
+        ("POST", ["volumes", name, "detach"]) => {
+            Ok(Request::Detach { name: named(name)?, detach: guard::json(headers, body)? })
+        }
+        ("POST", ["volumes", name, "permits"]) => permit(name, headers, body),
         ("GET", ["volumes", name, "acl"]) => bare(Request::ShowAcl { name: named(name)? }),
         ("POST", ["volumes", name, "acl"]) => acl(name, headers, body),
         (
@@ -128,7 +136,7 @@ fn read(method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Re
             | ["clouds", "check"]
             | ["clouds", _, "resync"]
             | ["volumes", _]
-            | ["volumes", _, "flush" | "resize" | "move" | "acl"],
+            | ["volumes", _, "flush" | "resize" | "move" | "acl" | "attachments" | "attach" | "detach" | "permits"],
         ) => Err(method_not_allowed()),
         _ => Err(no_such_path()),
     }
@@ -153,20 +161,30 @@ fn acl(name: &str, headers: &HeaderMap, body: &[u8]) -> Result<Request, Problem>
         let remedy = "use anonymous, uid:NUMBER or *";
         return Err(Problem::new(ProblemKind::Invalid, "there is no such kind of principal", remedy));
     }
-    if let Some(ByteRange { start, end }) = line.range {
-        let invalid = |detail: String, remedy| Err(Problem::new(ProblemKind::Invalid, detail, remedy));
-        if start >= end {
-            return invalid(format!("the range {start}..{end} does not end behind its start"), "give START before END");
-        }
-        if let Some(odd) = [start, end].into_iter().find(|bound| !bound.is_multiple_of(REGION_BYTES)) {
-            let remedy = "ACL lines hold for whole regions: use multiples of 64MiB";
-            return invalid(format!("{odd} is not a bound of a region"), remedy);
-        }
-        if end > VOLUME_BYTES_MAX {
-            return invalid(format!("{end} lies beyond the end of any volume"), "end the range at 64TiB or before");
-        }
-    }
+    line.range.map_or(Ok(()), ranged)?;
     Ok(Request::SetAcl { name, line })
+}
+
+fn permit(name: &str, headers: &HeaderMap, body: &[u8]) -> Result<Request, Problem> {
+    let (name, permit): (_, SetPermit) = (named(name)?, guard::json(headers, body)?);
+    ranged(permit.range)?;
+    Ok(Request::SetPermit { name, permit })
+}
+
+/// Refuses a range that is empty, not on bounds of regions, or beyond any volume.
+fn ranged(ByteRange { start, end }: ByteRange) -> Result<(), Problem> {
+    let invalid = |detail: String, remedy| Err(Problem::new(ProblemKind::Invalid, detail, remedy));
+    if start >= end {
+        return invalid(format!("the range {start}..{end} does not end behind its start"), "give START before END");
+    }
+    if let Some(odd) = [start, end].into_iter().find(|bound| !bound.is_multiple_of(REGION_BYTES)) {
+        let remedy = "ACL lines and permits hold for whole regions: use multiples of 64MiB";
+        return invalid(format!("{odd} is not a bound of a region"), remedy);
+    }
+    if end > VOLUME_BYTES_MAX {
+        return invalid(format!("{end} lies beyond the end of any volume"), "end the range at 64TiB or before");
+    }
+    Ok(())
 }
 
 fn named(name: &str) -> Result<String, Problem> {

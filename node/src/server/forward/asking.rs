@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use velum_protocol::{
-    id::{Lineage, VolumeId},
+    id::{Lineage, Pass, VolumeId},
     peer::forward::{Ask, Ended, Forward, Refused, Told},
 };
 
@@ -31,7 +31,7 @@ pub(super) const OPEN_AGAIN: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) enum Input {
     /// A session wants in.
-    Attach { session: u64, volume: VolumeId, principal: Box<str>, lineage: Option<Lineage> },
+    Attach { session: u64, volume: VolumeId, principal: Box<str>, pass: Option<Pass>, lineage: Option<Lineage> },
     /// A request of a session that was let in.
     Submit { session: u64, tag: u64, operation: Operation },
     /// No more are at hand.
@@ -74,6 +74,7 @@ enum Phase {
 struct Session {
     volume: VolumeId,
     principal: Box<str>,
+    pass: Option<Pass>,
     lineage: Option<Lineage>,
     attached: bool,
     flights: BTreeMap<u64, Flight>,
@@ -256,8 +257,8 @@ impl Machine {
 
 impl Session {
     fn frame(&self, session: u64) -> Forward {
-        let principal = self.principal.to_string();
-        Forward::Attach { session, volume: self.volume, lineage: self.lineage, principal }
+        let Self { volume, lineage, pass, .. } = *self;
+        Forward::Attach { session, volume, lineage, pass, principal: self.principal.to_string() }
     }
 }
 
@@ -267,9 +268,9 @@ impl actor::Machine for Machine {
 
     fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
         match input {
-            Input::Attach { session: number, volume, principal, lineage } => {
+            Input::Attach { session: number, volume, principal, pass, lineage } => {
                 let (flights, burst) = (BTreeMap::new(), Vec::new());
-                let session = Session { volume, principal, lineage, attached: false, flights, burst };
+                let session = Session { volume, principal, pass, lineage, attached: false, flights, burst };
                 self.attach(number, session, effects);
             }
             Input::Submit { session, tag, operation } => self.submit(session, tag, operation, effects),
@@ -325,7 +326,7 @@ const fn end(why: Ended) -> End {
     match why {
         Ended::NotHere => End::Unknown,
         Ended::Undone => End::Undone,
-        Ended::NotAllowed | Ended::OtherLineage | Ended::Full | Ended::Malformed => End::ForGood,
+        Ended::NotAllowed | Ended::OtherLineage | Ended::Full | Ended::Malformed | Ended::NotAttached => End::ForGood,
     }
 }
 

@@ -34,7 +34,7 @@ impl Bench {
     }
 
     fn attach(&mut self, session: u64) -> Vec<Forward> {
-        self.sent(Input::Attach { session, volume: VOLUME, principal: "uid:7".into(), lineage: None })
+        self.sent(Input::Attach { session, volume: VOLUME, principal: "uid:7".into(), pass: None, lineage: None })
     }
 
     /// With session 1 let in on stream 1.
@@ -53,7 +53,7 @@ impl Bench {
 }
 
 fn attach(session: u64) -> Forward {
-    Forward::Attach { session, volume: VOLUME, lineage: None, principal: "uid:7".to_owned() }
+    Forward::Attach { session, volume: VOLUME, lineage: None, pass: None, principal: "uid:7".to_owned() }
 }
 
 const fn attached(session: u64) -> Forward {

@@ -24,7 +24,7 @@ use velum_protocol::{
 };
 
 use super::{
-    gate::Gate,
+    gate::{Gate, Standing},
     roads::{Afar, Near, Roads, Visitor},
     session::Sessions,
     switch::Switch,
@@ -34,7 +34,7 @@ use crate::{
     audit::{Action, ByteRange},
     env::Clock,
     metrics::{ForwardMetrics, Side},
-    volume::messages::{Door as _, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply, Request},
+    volume::messages::{Door as _, Entrant, Operation, Origin, Outcome, Principal, Refusal, Replies, Reply, Request},
 };
 
 /// How frames get to another node; what is lost is told by [`Forwarding::lost`].
@@ -177,15 +177,15 @@ struct RemoteDoor {
 }
 
 impl Afar for RemoteDoor {
-    fn attach(&self, session: SessionId, principal: &Principal, lineage: Option<Lineage>) {
+    fn attach(&self, session: SessionId, entrant: &Entrant, lineage: Option<Lineage>) {
         let number = self.guests.last.get() + 1;
         self.guests.last.set(number);
         self.numbers.borrow_mut().insert(session, number);
         let known = self.guests.known.borrow_mut().insert(number, (session, Weak::clone(&self.near)));
         debug_assert!(known.is_none(), "numbers are never used again");
         self.metrics.sessions.of(Side::Asking).inc();
-        let principal = Box::from(&*principal.0);
-        self.asking.call(asking::Input::Attach { session: number, volume: self.volume, principal, lineage });
+        let (principal, pass) = (Box::from(&*entrant.principal.0), entrant.pass);
+        self.asking.call(asking::Input::Attach { session: number, volume: self.volume, principal, pass, lineage });
     }
 
     fn submit(&self, request: Request) {
@@ -269,10 +269,10 @@ impl Server {
         &mut self,
         (number, volume): (u64, VolumeId),
         lineage: Option<Lineage>,
-        principal: &str,
+        entrant: Entrant,
         own: &Handle<serving::Input>,
     ) -> Result<(Epoch, Lineage), Ended> {
-        let principal = Principal(Rc::from(principal));
+        let principal = entrant.principal.clone();
         let switch = self.around.own.switch(volume).ok_or(Ended::NotHere)?;
         let owner = switch.served_here().ok_or(Ended::NotHere)?;
         if lineage.is_some_and(|lineage| lineage != owner.lineage) {
@@ -281,10 +281,16 @@ impl Server {
         if !self.around.gate.admit_volume(volume, &principal, Action::Attach) {
             return Err(Ended::NotAllowed);
         }
+        match self.around.gate.stands(volume, entrant.pass) {
+            Standing::Live => {}
+            // It began elsewhere, and this node is to hear of it.
+            Standing::NotYet => return Err(Ended::NotHere),
+            Standing::Over => return Err(Ended::NotAttached),
+        }
         let id = self.around.sessions.next_id();
         let metrics = self.around.metrics.clone();
         let answers = Rc::new(Answers { session: number, serving: own.clone(), metrics });
-        switch.attach_forwarded(id, principal.clone(), answers);
+        switch.attach_forwarded(id, entrant, answers);
         self.around.metrics.sessions.of(Side::Serving).inc();
         tracing::debug!(peer = %self.peer, %volume, session = %id, "a session of a peer's guest begins");
         self.served.insert(number, Served { id, volume, principal, switch });
@@ -310,8 +316,8 @@ impl Shell<serving::Machine> for Server {
         use serving::{CLOSED_AGAIN, Effect, Input};
         match effect {
             Effect::Send(frame) => (self.around.send)(self.peer, Frame::Forward(frame)),
-            Effect::Admit { session, volume, lineage, principal } => {
-                own.call(match self.admit((session, volume), lineage, &principal, own) {
+            Effect::Admit { session, volume, lineage, entrant } => {
+                own.call(match self.admit((session, volume), lineage, entrant, own) {
                     Ok((epoch, lineage)) => Input::Admitted { session, epoch, lineage },
                     Err(why) => Input::Over { session, why },
                 });

@@ -26,7 +26,7 @@ use crate::{
     actor,
     env::Instant,
     limits::{FORWARD_BYTES_MAX, SESSIONS_MAX},
-    volume::messages::{Operation, Outcome, Refusal, StatusExtent},
+    volume::messages::{Entrant, Operation, Outcome, Principal, Refusal, StatusExtent},
 };
 
 /// How often an asking node is told that its stream is over, until it opens another one or is gone.
@@ -60,7 +60,7 @@ pub(super) enum Effect {
     /// Send to the asking node.
     Send(Forward),
     /// Ask whether a session may come in: [`Input::Admitted`] or [`Input::Over`].
-    Admit { session: u64, volume: VolumeId, lineage: Option<Lineage>, principal: Box<str> },
+    Admit { session: u64, volume: VolumeId, lineage: Option<Lineage>, entrant: Entrant },
     /// Hand a request to the volume.
     Submit { session: u64, tag: u64, operation: Operation },
     /// No more requests are at hand.
@@ -196,8 +196,9 @@ impl Machine {
         }
         let bytes = frame.credit_bytes();
         match frame {
-            Forward::Attach { session, volume, lineage, principal } => {
-                self.attach(session, (volume, lineage, principal.into()), effects);
+            Forward::Attach { session, volume, lineage, pass, principal } => {
+                let entrant = Entrant { principal: Principal(principal.into()), pass };
+                self.attach(session, (volume, lineage, entrant), effects);
             }
             Forward::Detach { session } => {
                 self.let_go(session, effects);
@@ -220,7 +221,7 @@ impl Machine {
     fn attach(
         &mut self,
         number: u64,
-        (volume, lineage, principal): (VolumeId, Option<Lineage>, Box<str>),
+        (volume, lineage, entrant): (VolumeId, Option<Lineage>, Entrant),
         effects: &mut Vec<Effect>,
     ) {
         if self.sessions.contains_key(&number) {
@@ -230,7 +231,7 @@ impl Machine {
             return self.out.push(Forward::Ended { session: number, why: Ended::Full });
         }
         self.sessions.insert(number, Session::default());
-        effects.push(Effect::Admit { session: number, volume, lineage, principal });
+        effects.push(Effect::Admit { session: number, volume, lineage, entrant });
     }
 
     fn request(&mut self, number: u64, tag: u64, ask: Ask, burst_end: bool, effects: &mut Vec<Effect>) {

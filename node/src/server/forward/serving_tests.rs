@@ -41,7 +41,7 @@ fn open(stream: u64) -> Forward {
 }
 
 fn attach(session: u64) -> Forward {
-    Forward::Attach { session, volume: VOLUME, lineage: None, principal: "uid:7".to_owned() }
+    Forward::Attach { session, volume: VOLUME, lineage: None, pass: None, principal: "uid:7".to_owned() }
 }
 
 fn request(session: u64, tag: u64, ask: Ask, burst_end: bool) -> Forward {

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use velum_protocol::id::{Handle, Pass};
 
 use super::*;
 use crate::{
     audit::{Audit, Gate as Number},
     metrics::Metrics,
-    server::fakes::{ManualClock, MemoryVolume, Table, somebody},
+    server::fakes::{ManualClock, MemoryVolume, Table, entrant},
     volume::sealing::Owner,
 };
 
@@ -137,7 +138,7 @@ impl Bench {
 
     fn session(&self, session: u64) -> Rc<Session> {
         let replies = Rc::<Session>::default();
-        self.asker.switch.attach(SessionId(session), somebody(), replies.clone());
+        self.asker.switch.attach(SessionId(session), entrant(), replies.clone());
         self.wire.carry();
         replies
     }
@@ -304,5 +305,24 @@ fn what_was_begun_when_the_volume_goes_ends_its_session() {
         let moved = Rc::new(MemoryVolume::new(1 << 20));
         bench.asker.switch.serve_here(moved.clone(), Owner { epoch: Epoch(4), lineage: Lineage(1) });
         assert!(moved.asked.borrow().is_empty());
+    });
+}
+
+/// A newer connection has taken the place of one that another node still holds requests of: the owner has the last word, unless it has
+/// not heard of the newer one yet.
+#[test]
+fn the_owner_lets_in_only_connections_that_live() {
+    run(async |bench| {
+        let came = async |session, connection| {
+            let (replies, pass) = (Rc::<Session>::default(), Some(Pass { handle: Handle([1; 10]), connection }));
+            bench.asker.switch.attach(SessionId(session), Entrant { pass, ..entrant() }, replies.clone());
+            bench.send(session, 1, write(8));
+            bench.pass().await;
+            (replies.outcomes.borrow().len(), replies.ended.get())
+        };
+        assert_eq!(came(1, 2).await, (1, false), "it lives");
+        assert_eq!(came(2, 3).await, (0, true), "it is over");
+        assert_eq!(came(3, u64::MAX).await, (0, false), "it is waited for");
+        assert_eq!(bench.volume.asked.borrow().len(), 1);
     });
 }

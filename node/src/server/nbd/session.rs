@@ -20,7 +20,7 @@ use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use velum_protocol::{
-    id::SessionId,
+    id::{Pass, SessionId},
     nbd::{OPTION_BYTES_MAX, option_reply::OptionError},
 };
 
@@ -39,7 +39,7 @@ use crate::{
         gate::{Export, Gate},
         session::{Mailbox, Ticket},
     },
-    volume::messages::{Origin, Principal, Replies, Reply, Request},
+    volume::messages::{Entrant, Origin, Principal, Replies, Reply, Request},
 };
 
 /// Read at once during the handshake: the longest option with its header fits.
@@ -72,6 +72,9 @@ pub enum End {
     /// Whoever served the volume is lost, or it was deleted: what was under way may be done or not.
     #[error("what the client has under way is not answered any more")]
     Lost,
+    /// The attachment is over, or the nodes do not agree on anything now.
+    #[error("the attachment is over, or no connection can be agreed on")]
+    NotAttached,
     /// The client may find the volume at another node.
     #[error("whoever serves the volume is not reached from here")]
     CutOff,
@@ -107,6 +110,7 @@ impl End {
             | Self::Stopped
             | Self::Lost
             | Self::CutOff
+            | Self::NotAttached
             | Self::Left(Leave::Aborted | Leave::Stopping)
             | Self::Broken(_) => None,
         }
@@ -127,7 +131,14 @@ pub async fn serve(around: &Surroundings, ticket: &Ticket, principal: &Principal
         }
     };
     let end = match agreed {
-        Ok(agreed) => transmit(around, ticket, principal, agreed, &mut stream, input).await,
+        Ok((agreed, pass)) => {
+            let (volume, entrant) = (agreed.export.volume, Entrant { principal: principal.clone(), pass });
+            let end = transmit(around, ticket, &entrant, agreed, &mut stream, input).await;
+            if let Some(pass) = pass {
+                around.gate.disconnect(volume, pass);
+            }
+            end
+        }
         Err(end) => end,
     };
     if let Some(reason) = end.refused_input() {
@@ -147,7 +158,7 @@ async fn haggle(
     principal: &Principal,
     stream: &mut Box<dyn Stream>,
     input: &mut BytesMut,
-) -> Result<Agreed, End> {
+) -> Result<(Agreed, Option<Pass>), End> {
     let mut out = BytesMut::new();
     let mut handshake = Handshake::new(&mut out);
     loop {
@@ -160,19 +171,27 @@ async fn haggle(
         if matches!(step, Step::Again) && out.len() < HANDSHAKE_REPLY_BYTES_MAX {
             continue;
         }
-        if let Step::Enter(agreed) = &step
-            && let Some(opening) = agreed.export.door.opening()
-        {
-            // What was said before goes out; that the export is there is said when it is.
-            let granted = out.split_off(said_bytes);
-            stream.write_all_buf(&mut out).await?;
-            opened(mailbox, opening).await?;
-            out = granted;
+        let mut pass = None;
+        if let Step::Enter(agreed) = &step {
+            let Export { volume, door, attachment, .. } = &agreed.export;
+            let opening = door.opening();
+            if opening.is_some() || attachment.is_some() {
+                // What was said before goes out; that the export is there is said when it is.
+                let granted = out.split_off(said_bytes);
+                stream.write_all_buf(&mut out).await?;
+                if let Some(opening) = opening {
+                    opened(mailbox, opening).await?;
+                }
+                if let Some(handle) = attachment {
+                    pass = Some(connected(mailbox, around.gate.connect(*volume, *handle)).await?);
+                }
+                out = granted;
+            }
         }
         stream.write_all_buf(&mut out).await?;
         match step {
             Step::Again => {}
-            Step::Enter(agreed) => return Ok(*agreed),
+            Step::Enter(agreed) => return Ok((*agreed, pass)),
             Step::Leave(leave) => return Err(leave.into()),
             Step::NeedInput => {
                 input.reserve(HANDSHAKE_READ_BYTES);
@@ -208,11 +227,20 @@ const fn reason_of(error: OptionError) -> RefusedInput {
     }
 }
 
+/// A connection on an attachment begins: whichever it takes the place of is over before the guest hears that it is in.
+async fn connected(mailbox: &Mailbox, connecting: Local<Option<Pass>>) -> Result<Pass, End> {
+    let mut stopped = pin!(poll_fn(|context| mailbox.poll_stop(context)).fuse());
+    futures_util::select_biased! {
+        pass = connecting.fuse() => pass.ok_or(End::NotAttached),
+        () = stopped => Err(End::Stopped),
+    }
+}
+
 /// Attaches, serves until the session ends, detaches.
 async fn transmit(
     around: &Surroundings,
     ticket: &Ticket,
-    principal: &Principal,
+    entrant: &Entrant,
     agreed: Agreed,
     stream: &mut Box<dyn Stream>,
     input: BytesMut,
@@ -220,13 +248,13 @@ async fn transmit(
     let Agreed { export, structured, allocation } = agreed;
     let door = Rc::clone(&export.door);
     let replies: Rc<dyn Replies> = Rc::clone(&ticket.mailbox) as Rc<dyn Replies>;
-    door.attach(ticket.id, principal.clone(), replies);
+    door.attach(ticket.id, entrant.clone(), replies);
     around.metrics.nbd.sessions_opened.inc();
     let mut pump = Pump {
         around,
         id: ticket.id,
         mailbox: &ticket.mailbox,
-        principal,
+        principal: &entrant.principal,
         export,
         stream,
         machine: Transmission::new(Terms { structured, allocation }, input),

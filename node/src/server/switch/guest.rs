@@ -11,7 +11,7 @@ use velum_protocol::id::{Lineage, SessionId};
 use crate::{
     env::Instant,
     server::roads::Visitor,
-    volume::messages::{Operation, Principal, Replies},
+    volume::messages::{Entrant, Operation, Replies},
 };
 
 /// Where a session stands.
@@ -32,7 +32,7 @@ pub(super) enum Place {
 /// A session.
 pub(super) struct Guest {
     pub(super) session: SessionId,
-    pub(super) principal: Principal,
+    pub(super) entrant: Entrant,
     pub(super) replies: Rc<dyn Replies>,
     /// Of another node's guest.
     pub(super) visitor: Option<Rc<dyn Visitor>>,
@@ -51,10 +51,10 @@ pub(super) struct Guest {
 
 impl Guest {
     /// One that nobody knows yet.
-    pub(super) fn new(session: SessionId, principal: Principal, replies: Rc<dyn Replies>) -> Self {
+    pub(super) fn new(session: SessionId, entrant: Entrant, replies: Rc<dyn Replies>) -> Self {
         Self {
             session,
-            principal,
+            entrant,
             replies,
             visitor: None,
             place: Cell::new(Place::Outside),
@@ -68,9 +68,9 @@ impl Guest {
     }
 
     /// One of another node's.
-    pub(super) fn visiting(session: SessionId, principal: Principal, visitor: Rc<dyn Visitor>) -> Self {
+    pub(super) fn visiting(session: SessionId, entrant: Entrant, visitor: Rc<dyn Visitor>) -> Self {
         let replies: Rc<dyn Replies> = visitor.clone();
-        Self { visitor: Some(visitor), ..Self::new(session, principal, replies) }
+        Self { visitor: Some(visitor), ..Self::new(session, entrant, replies) }
     }
 
     /// Since when the oldest of what is held waits.

@@ -244,7 +244,7 @@ impl World {
     }
 
     pub(super) fn attach(&mut self, session: u64) {
-        self.step(Input::Attach { session: SessionId(session), principal: Box::from("anonymous") });
+        self.step(Input::Attach { session: SessionId(session), principal: Box::from("anonymous"), attachment: None });
     }
 
     pub(super) fn submit(&mut self, session: u64, tag: u64, operation: Operation) {
