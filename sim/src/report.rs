@@ -6,7 +6,7 @@ use crate::runtime::Run;
 
 /// Every kind of fault, as runs tally it at the moment it does something to a node. A kind that no world of a long soak had
 /// is not tested, whatever the plans say.
-pub const FAULTS: [&str; 37] = [
+pub const FAULTS: [&str; 38] = [
     "kills",
     "ends at an i/o",
     "power losses, all kept",
@@ -43,6 +43,7 @@ pub const FAULTS: [&str; 37] = [
     "links reset",
     "paused nodes",
     "leaders and owners lost",
+    "volumes moved",
     "nodes replaced",
 ];
 

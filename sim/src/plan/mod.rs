@@ -179,8 +179,8 @@ pub enum Kind {
     Pause,
     /// Several nodes that go down at once.
     Together,
-    /// Leads handed over.
-    Lead,
+    /// Leads handed over and volumes moved.
+    Handover,
 }
 
 /// All kinds, with how often each comes when all are enabled.
@@ -201,7 +201,7 @@ pub const KINDS: [(u32, Kind); 12] = [
 
 /// Those that only several nodes know.
 pub const NODE_KINDS: [(u32, Kind); 4] =
-    [(20, Kind::Partition), (8, Kind::Pause), (6, Kind::Together), (3, Kind::Lead)];
+    [(20, Kind::Partition), (8, Kind::Pause), (6, Kind::Together), (8, Kind::Handover)];
 
 fn loss(rng: &Rng) -> Loss {
     *rng.weighted(&[(1, Loss::KeepAll), (3, Loss::LoseAll), (3, Loss::Pages), (3, Loss::Torn)])
@@ -256,7 +256,7 @@ fn trouble(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
             ];
             rng.weighted(&all).clone()
         }
-        Kind::Partition | Kind::Pause | Kind::Together | Kind::Lead => among_nodes(kind, options, rng),
+        Kind::Partition | Kind::Pause | Kind::Together | Kind::Handover => among_nodes(kind, options, rng),
     }
 }
 
@@ -279,7 +279,7 @@ fn among_nodes(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
             let all = [(2, Trouble::AllKilled), (2, Trouble::AllLosePower(loss(rng))), (3, Trouble::LeaderAndOwnerDie)];
             rng.weighted(&all).clone()
         }
-        Kind::Lead => Trouble::LeadHandedOver,
+        Kind::Handover => rng.weighted(&[(1, Trouble::LeadHandedOver), (2, Trouble::VolumesMoved)]).clone(),
         other => trouble(other, options, rng),
     }
 }
