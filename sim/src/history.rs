@@ -163,6 +163,10 @@ pub struct VolumeHistory {
     pub eras: Vec<Era>,
     /// When each connection was opened, by its number.
     pub connections: Vec<Step>,
+    /// A connection takes the place of the one before.
+    pub one_connection: bool,
+    /// The last connection that was told something.
+    told: Option<u64>,
     steps: Rc<StepCount>,
     next_op: u64,
 }
@@ -191,7 +195,15 @@ impl VolumeHistory {
     #[must_use]
     pub fn new(name: &str, sectors: u64, first_op: u64, steps: Rc<StepCount>) -> Self {
         let base = vec![Cell::ZERO; sectors as usize];
-        Self { name: name.to_owned(), eras: vec![Era::from(base)], connections: Vec::new(), steps, next_op: first_op }
+        Self {
+            name: name.to_owned(),
+            eras: vec![Era::from(base)],
+            connections: Vec::new(),
+            one_connection: false,
+            told: None,
+            steps,
+            next_op: first_op,
+        }
     }
 
     /// The era under way.
@@ -243,6 +255,20 @@ impl VolumeHistory {
         let op = &mut self.eras[ticket.era].ops[ticket.op];
         op.answer = Answer::Done(step);
         op.cells = cells;
+        let connection = op.connection;
+        if self.one_connection && self.told.is_none_or(|told| told < connection) {
+            self.told = Some(connection);
+            self.taken_over(connection, step);
+        }
+    }
+
+    /// OWN6: what earlier connections have under way never takes effect any more, once one that takes their place was told something.
+    fn taken_over(&mut self, by: u64, step: Step) {
+        for op in &mut self.era_mut().ops {
+            if op.connection < by && op.acked().is_none() && op.void_from.is_none() {
+                op.void_from = Some(step);
+            }
+        }
     }
 
     /// A request turns out to concern only its first `count` sectors.

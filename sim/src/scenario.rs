@@ -55,6 +55,7 @@ pub fn small_world() -> Options {
         burns: false,
         nodes: 1,
         owners_must_return: true,
+        attached: false,
     }
 }
 
@@ -203,11 +204,33 @@ fn quiet(scenario: Scenario) -> Scenario {
     Scenario { recipe, ..scenario }
 }
 
+/// Guests find their volumes by attachments.
+fn attached(scenario: Scenario) -> Scenario {
+    let mut recipe = scenario.recipe;
+    if let Some(options) = &mut recipe.options {
+        options.attached = true;
+        options.load.connections = 1;
+    }
+    Scenario { recipe, ..scenario }
+}
+
 /// Those of several nodes.
 #[must_use]
 pub fn several() -> Vec<Scenario> {
     vec![
         three("three nodes in fair weather", 20, &[]),
+        attached(three(
+            "guests that are attached go from node to node",
+            25,
+            &[
+                (500, 0, Trouble::Paused),
+                (2_000, 1, Trouble::Isolated),
+                (4_000, 0, Trouble::StalledNetwork),
+                (5_500, 0, Trouble::LeaderAndOwnerDie),
+                (8_000, 2, Trouble::Paused),
+                (9_000, 0, Trouble::AllLosePower(Loss::Torn)),
+            ],
+        )),
         // What a node has heard to be agreed on is on its disk later than what is agreed on. One that went by that opened the
         // volume of another one, or dropped what its journal held of its own.
         quiet(three(

@@ -159,10 +159,13 @@ pub struct Volume {
     budget: Rc<DirtyBudget>,
 }
 
+/// A session: by what it was let in, and where its replies go.
+type Attached = (Option<Pass>, Rc<dyn Replies>);
+
 /// What the way in and the shell share.
 #[derive(Default)]
 struct Shared {
-    sessions: RefCell<BTreeMap<SessionId, (Option<Pass>, Rc<dyn Replies>)>>,
+    sessions: RefCell<BTreeMap<SessionId, Attached>>,
     wake_flush: RefCell<Option<Rc<dyn Fn()>>>,
 }
 

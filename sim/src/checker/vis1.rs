@@ -1,6 +1,7 @@
-//! VIS1: every cell of a volume behaves as an atomic register, whole histories, nothing sampled.
+//! VIS1, and OWN6 for guests that are attached: every cell of a volume behaves as an atomic register, whole histories, nothing sampled.
 //!
-//! A change without an ack may take effect at any later point while its process lives, or never, but only once. Where all
+//! A change without an ack may take effect at any later point while its process lives, or never, but only once. That of an attached
+//! guest may not once a later connection of his was told something. Where all
 //! requests that touched a block cover it whole, the block's first sector stands for it; else each sector is judged.
 
 use super::{
@@ -91,6 +92,22 @@ mod tests {
         assert_eq!(check(&story.volume), Ok(()));
         story.read(0, 8, unacked);
         assert!(check(&story.volume).is_err());
+    }
+
+    /// OWN6. Without attachments it may: nobody can tell whether the old connection lives.
+    #[test]
+    fn what_a_connection_had_that_another_took_the_place_of_is_rejected() {
+        for one_connection in [false, true] {
+            let mut story = Story::new(64);
+            story.volume.one_connection = one_connection;
+            let unacked = story.write_unanswered(0, 8);
+            story.reconnect();
+            let next = story.write(0, 8);
+            story.read(0, 8, next);
+            assert_eq!(check(&story.volume), Ok(()));
+            story.read(0, 8, unacked);
+            assert_eq!(check(&story.volume).is_err(), one_connection);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell as StdCell, RefCell},
+    pin::Pin,
     rc::Rc,
 };
 
@@ -92,6 +93,9 @@ impl Gate {
 /// Hears which machine serves a guest.
 pub type Served = Rc<dyn Fn(&str)>;
 
+/// Gives the name under which a guest finds its volume now.
+pub type Attach = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<String>>>>>;
+
 /// One guest and the volume it uses.
 pub struct Guest {
     sim: Rc<Sim>,
@@ -102,8 +106,12 @@ pub struct Guest {
     nearest: StdCell<usize>,
     /// Is told which machine has let it at its volume.
     pub served: RefCell<Option<Served>>,
-    /// The export's name.
+    /// The volume's name, and the export's unless it is attached.
     pub export: String,
+    /// How it is attached, if it is to be.
+    pub attach: RefCell<Option<Attach>>,
+    /// The name under which it found its volume last.
+    pub attachment: RefCell<Option<String>>,
     /// What it asked and was told.
     pub history: RefCell<VolumeHistory>,
     /// Holds it back.
@@ -124,6 +132,12 @@ pub struct Unreadable {
 
 /// Who waits longer than this for an answer, with his connection open, is counted.
 const PATIENCE_MS: u64 = 10_000;
+
+/// Without any answer for so long, an attached guest tries another door.
+const ATTACHED_PATIENCE_MS: u64 = 1_500;
+
+/// Longer than any world.
+const NEVER_MS: u64 = 1 << 40;
 
 /// Bytes of one read when a whole volume is read.
 const SWEEP_BYTES: u64 = 256 * 1024;
@@ -148,6 +162,8 @@ impl Guest {
             nearest: StdCell::new(0),
             served: RefCell::default(),
             export,
+            attach: RefCell::default(),
+            attachment: RefCell::default(),
             history,
             gate: Gate::default(),
             load,
@@ -187,10 +203,15 @@ impl Guest {
 
     /// Tries one door after the other until one serves the volume.
     async fn connect(&self) -> Option<Connection> {
+        let attach = self.attach.borrow().clone();
+        let export = match attach {
+            Some(attach) => attach().await?,
+            None => self.export.clone(),
+        };
         let (doors, first) = (self.doors.borrow().clone(), self.nearest.get());
         for turn in 0..doors.len() {
             let at = (first + turn) % doors.len();
-            if let Some(connection) = self.connect_to(&doors[at]).await {
+            if let Some(connection) = self.connect_to(&doors[at], export.clone()).await {
                 self.nearest.set(at);
                 if let Some(served) = &*self.served.borrow() {
                     served(&doors[at].0);
@@ -201,10 +222,10 @@ impl Guest {
         None
     }
 
-    async fn connect_to(&self, (node, address): &(Rc<str>, Address)) -> Option<Connection> {
+    async fn connect_to(&self, (node, address): &(Rc<str>, Address), export: String) -> Option<Connection> {
         let end = self.wires.connect(node, address).ok()?;
         let structured = self.rng.chance(800_000);
-        let wishes = Wishes { export: self.export.clone(), structured, allocation: structured };
+        let wishes = Wishes { export, structured, allocation: structured };
         // A node that has just been killed takes the connection and never answers; so does one that is still starting.
         within(&self.sim, 5_000, Connection::open(&self.sim, end, wishes)).await?.ok()
     }
@@ -217,7 +238,14 @@ impl Guest {
             while under_way.len() < self.load.depth as usize && connection.is_open() {
                 under_way.push(self.clone().request(connection.clone(), number));
             }
-            under_way.next().await;
+            // An attached guest goes elsewhere when it waits for too long. It may: nothing of its old connection takes effect then.
+            let patience_ms = if self.attach.borrow().is_some() { ATTACHED_PATIENCE_MS } else { NEVER_MS };
+            if within(&self.sim, patience_ms, under_way.next()).await.is_none() {
+                self.sim.count("connections given up", 1);
+                self.nearest.set(self.nearest.get() + 1);
+                connection.hang_up();
+                break;
+            }
         }
         while under_way.next().await.is_some() {}
         self.lost_sessions.set(self.lost_sessions.get() + u64::from(!connection.is_open()));

@@ -55,6 +55,8 @@ pub struct Options {
     /// Nobody serves a volume whose owner is away: it waits for that node, which must return with its disk. Otherwise another
     /// node takes over.
     pub owners_must_return: bool,
+    /// Guests find their volumes by attachments, with one connection each.
+    pub attached: bool,
 }
 
 impl Options {
@@ -90,7 +92,18 @@ impl Options {
             burns: rng.chance(300_000),
             nodes: 1,
             owners_must_return: true,
+            attached: false,
         }
+        .attached_in(&Rng::new(rng.below(u64::MAX), "attached"))
+    }
+
+    /// In some worlds guests are attached.
+    fn attached_in(mut self, rng: &Rng) -> Self {
+        self.attached = rng.chance(300_000);
+        if self.attached {
+            self.load.connections = 1;
+        }
+        self
     }
 
     /// The options of the world of `seed`, with so many nodes or, when it is left open, with as many as the seed says.

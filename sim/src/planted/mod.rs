@@ -18,6 +18,7 @@ use velum_node::env::Env;
 use crate::{
     env::{Surroundings, disk::Loss},
     group,
+    guest::workload::Load,
     plan::{Event, Options, Trouble},
     rng::Rng,
     runtime::Run,
@@ -76,10 +77,12 @@ pub enum Planted {
     ReadableData,
     /// A cloud that was emptied while the node runs is taken for what it was.
     AcceptedEmptied,
+    /// 40: a connection whose place a newer one has taken goes on.
+    LivingDead,
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 24] = [
+pub const ALL: [Planted; 25] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -104,6 +107,7 @@ pub const ALL: [Planted; 24] = [
     Planted::ReusedNonce,
     Planted::ReadableData,
     Planted::AcceptedEmptied,
+    Planted::LivingDead,
 ];
 
 /// How long guests work in a world with a planted bug, at most, in simulated milliseconds: many short worlds find more than
@@ -161,6 +165,7 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
         trouble_every_ms: drawn.trouble_every_ms.min(GUESTS_MS_MAX / 6),
         ..drawn
     };
+    let options = if bug == Planted::LivingDead { going_elsewhere(options) } else { options };
     let events = match bug {
         Planted::RetriedSync => Some(failures(seed, options.guests_ms, |rng| {
             let loss = *rng.pick(&[Loss::LoseAll, Loss::Pages, Loss::Torn]);
@@ -173,12 +178,28 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
         Planted::ResealedSegment => Some(again_and_again(options.guests_ms, TROUBLE_EVERY_MS, |turn| {
             Trouble::CloudFlaky(turn as usize % options.clouds)
         })),
+        Planted::LivingDead => {
+            let paused = |node: usize| Event {
+                at_ms: 1_500 + 4_000 * node as u64,
+                node,
+                trouble: Trouble::Paused,
+                for_ms: 3_000,
+            };
+            Some((0..3).map(paused).collect())
+        }
         Planted::AppliedBeforeStored => {
             Some(again_and_again(options.guests_ms, 50, |_| Trouble::PowerLoss(Loss::LoseAll)))
         }
         _ => None,
     };
     Recipe { options: Some(options), events, planted: Some(bug), ..Recipe::of(seed) }
+}
+
+/// Attached guests of three nodes, who write little and often in one place: what an old connection left comes between what is read.
+fn going_elsewhere(options: Options) -> Options {
+    let load = Load { connections: 1, depth: 8, hot_blocks: 4, blocks_max: 1, pause_ms_max: 20, ..options.load };
+    let (attached, nodes, guests_ms, volume_blocks) = (true, 3, GUESTS_MS_MAX, vec![16]);
+    Options { attached, nodes, guests_ms, owners_must_return: false, volume_blocks, load, ..options }
 }
 
 /// Failures of the disk, each with an end of the process soon after. What a failed sync left out shows only when the page cache
@@ -239,6 +260,8 @@ impl Planted {
             }
             // These are of groups, which do themselves what is wrong.
             Self::VotesAfterLoss | Self::HashOrder => env,
+            // The world's operator asks for it.
+            Self::LivingDead => env,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A world: clouds, machines with a node each, guests, a plan, and the checkers that judge what comes of it.
 
 mod agreement;
+mod attach;
 mod cluster;
 mod director;
 mod fall;
@@ -170,6 +171,7 @@ impl World {
     }
 
     async fn run(self: Rc<Self>) {
+        self.attach_guests();
         if !self.prepare().await {
             return;
         }
