@@ -1,7 +1,8 @@
 //! A member's side: which records it takes, what it promises, and what it says of its copy.
 //!
-//! Nothing is answered for before the promise file exists: a member that lost an unsynced copy with a loss of power, and the
-//! knowledge that it had one, would say "empty" and be believed.
+//! Nothing of an epoch is answered for before the promise file names that epoch. A member that lost an unsynced copy with a loss of
+//! power, and the knowledge that it had one, would say "empty" and be believed; and one that no longer knew the epoch it had taken
+//! records of could be filled up, and be called whole, by an owner that was deposed before.
 
 use std::collections::VecDeque;
 
@@ -90,11 +91,11 @@ pub enum Effect {
 }
 
 /// Why a promise is being stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Storing {
     Fence(NodeId, Epoch),
-    /// Before anything is answered for.
-    First(NodeId, Epoch),
+    /// Before anything of the epoch is answered for; what the owner has asked.
+    First(NodeId, Append),
     Heal(NodeId, Epoch),
 }
 
@@ -186,12 +187,8 @@ impl Member {
             self.agreed = Jseq(0);
         }
         self.owner = Some((append.epoch, from));
-        if !self.is_noted {
-            if !self.storing.iter().any(|storing| matches!(storing, Storing::First(_, epoch) if *epoch == append.epoch))
-            {
-                self.store(Storing::First(from, append.epoch), effects);
-            }
-            return;
+        if !self.is_noted || append.epoch > self.stored {
+            return self.promise_first(from, append, effects);
         }
         // What cannot be is not answered: whoever sent it is not to believe that it arrived.
         let Ok(records) = judge(append.prev, append.epoch, &append.records) else { return };
@@ -208,6 +205,17 @@ impl Member {
         effects.push(answer(self, verdict, at));
         if append.sync && verdict == Verdict::Took {
             self.sync(effects);
+        }
+    }
+
+    /// Makes the promise of an owner's epoch durable; then it is told how the copy stands to where it asked. What it sent besides it
+    /// sends again.
+    fn promise_first(&mut self, from: NodeId, append: &Append, effects: &mut Vec<Effect>) {
+        let is_under_way =
+            |storing: &Storing| matches!(storing, Storing::First(_, first) if first.epoch == append.epoch);
+        if !self.storing.iter().any(is_under_way) {
+            let asked = Append { heals: None, sync: false, records: Vec::new(), ..*append };
+            self.store(Storing::First(from, asked), effects);
         }
     }
 
@@ -310,8 +318,8 @@ impl Member {
     }
 
     fn store(&mut self, storing: Storing, effects: &mut Vec<Effect>) {
-        self.storing.push_back(storing);
         let heals = matches!(storing, Storing::Heal(..));
+        self.storing.push_back(storing);
         let whole_in = if self.amnesic && !heals { BootId::ZERO } else { self.life.boot };
         effects.push(Effect::Store { epoch: self.promise, whole_in });
     }
@@ -319,16 +327,20 @@ impl Member {
     fn stored(&mut self, effects: &mut Vec<Effect>) {
         let Some(storing) = self.storing.pop_front() else { return };
         self.is_noted = true;
-        let (Storing::Fence(to, epoch) | Storing::First(to, epoch) | Storing::Heal(to, epoch)) = storing;
-        self.stored = self.stored.max(epoch);
-        self.amnesic &= !matches!(storing, Storing::Heal(..));
         // Whoever was overtaken meanwhile is told so when he asks again.
-        if epoch == self.promise {
-            effects.push(match storing {
-                Storing::Fence(..) => self.fenced(to),
-                Storing::First(..) => self.answer(to, epoch, Verdict::Lacks, self.last()),
-                Storing::Heal(..) => self.answer(to, epoch, Verdict::Took, self.agreed),
-            });
+        match storing {
+            Storing::Fence(to, epoch) => {
+                self.stored = self.stored.max(epoch);
+                effects.extend((epoch == self.promise).then(|| self.fenced(to)));
+            }
+            Storing::First(owner, asked) => {
+                self.stored = self.stored.max(asked.epoch);
+                self.append(owner, &asked, effects);
+            }
+            Storing::Heal(to, epoch) => {
+                self.amnesic = false;
+                effects.extend((epoch == self.promise).then(|| self.answer(to, epoch, Verdict::Took, self.agreed)));
+            }
         }
     }
 

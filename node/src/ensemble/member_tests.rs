@@ -66,6 +66,12 @@ fn step(member: &mut Member, input: Input) -> Vec<Effect> {
     effects
 }
 
+/// Whoever takes over in that epoch has fenced the member.
+fn promise(member: &mut Member, epoch: u64) {
+    step(member, fence(epoch));
+    step(member, Input::Stored);
+}
+
 fn answer(effects: &[Effect]) -> Appended {
     match effects.iter().rev().find_map(|effect| match effect {
         Effect::Send { frame: Frame::Appended(appended), .. } => Some(*appended),
@@ -138,7 +144,8 @@ fn records_of_a_later_epoch_void_what_was_left() {
     first.sync = true;
     step(&mut member, Input::Append(OWNER, first));
     let next = records(2, left[3].1, 1, 0);
-    let probe = step(&mut member, Input::Append(TAKER, append(2, left[3].1, &[])));
+    step(&mut member, Input::Append(TAKER, append(2, left[3].1, &[])));
+    let probe = step(&mut member, Input::Stored);
     assert_eq!(answer(&probe).at, Jseq(4), "not what is held beyond: it is not known to agree");
     let effects = step(&mut member, Input::Append(TAKER, append(2, left[3].1, &next)));
     assert_eq!((kept(&effects), answer(&effects).at), (vec![5], Jseq(5)));
@@ -155,6 +162,7 @@ fn a_record_in_the_place_of_a_synced_one_is_not_synced() {
     let left = records(1, START, 6, 0);
     step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &left) }));
     assert_eq!(answer(&step(&mut member, Input::Synced)).synced, Jseq(6));
+    promise(&mut member, 2);
     let effects = step(&mut member, Input::Append(TAKER, append(2, left[3].1, &records(2, left[3].1, 1, 0))));
     assert_eq!((answer(&effects).at, answer(&effects).synced), (Jseq(5), Jseq(4)));
 }
@@ -202,9 +210,26 @@ fn nothing_is_taken_before_there_is_a_promise_on_disk() {
     let effects = step(&mut member, Input::Append(OWNER, append(1, START, &all)));
     assert_eq!(effects, [Effect::Store { epoch: Epoch(1), whole_in: BOOT }]);
     assert_eq!(step(&mut member, Input::Append(OWNER, append(1, START, &all))), [], "stored once");
-    let ready = answer(&step(&mut member, Input::Stored));
-    assert_eq!((ready.verdict, ready.at, ready.amnesic), (Verdict::Lacks, Jseq(0), false));
+    let effects = step(&mut member, Input::Stored);
+    let ready = answer(&effects);
+    assert_eq!((ready.verdict, ready.at, ready.amnesic, kept(&effects)), (Verdict::Took, Jseq(0), false, vec![]));
     assert_eq!(kept(&step(&mut member, Input::Append(OWNER, append(1, START, &all)))), [1, 2]);
+}
+
+/// A member that had not been fenced took records of a new owner, lost them with power and with them what it knew of that owner's
+/// epoch. The owner before, cut off from all others, filled the copy up and called it whole, and the next takeover believed it.
+#[test]
+fn records_of_a_new_epoch_are_taken_when_its_promise_is_durable() {
+    let mut member = member();
+    let all = records(1, START, 3, 0);
+    step(&mut member, Input::Append(OWNER, append(1, START, &all[..2])));
+    let new = append(4, all[1].1, &records(4, all[1].1, 2, 0));
+    let effects = step(&mut member, Input::Append(TAKER, new.clone()));
+    assert_eq!(effects, [Effect::Store { epoch: Epoch(4), whole_in: BOOT }]);
+    let late = step(&mut member, Input::Append(OWNER, append(1, all[1].1, &all[2..])));
+    assert_eq!((answer(&late).verdict, kept(&late)), (Verdict::Stale, vec![]), "promised at once");
+    assert_eq!(answer(&step(&mut member, Input::Stored)).at, Jseq(2), "where the new owner asked");
+    assert_eq!(kept(&step(&mut member, Input::Append(TAKER, new))), [3, 4]);
 }
 
 #[test]
@@ -301,6 +326,7 @@ fn a_sync_begun_before_an_end_became_void_does_not_count_for_what_took_its_place
     let left = records(1, START, 6, 0);
     step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &left) }));
     let next = records(2, left[3].1, 3, 0);
+    promise(&mut member, 2);
     step(&mut member, Input::Append(TAKER, Append { sync: true, ..append(2, left[3].1, &next) }));
     let effects = step(&mut member, Input::Synced);
     assert_eq!((answer(&effects).at, answer(&effects).synced), (Jseq(7), Jseq(4)));
@@ -316,6 +342,7 @@ fn no_more_is_called_synced_than_the_place_to_go_on_at() {
     let left = records(1, START, 6, 0);
     step(&mut member, Input::Append(OWNER, Append { sync: true, ..append(1, START, &left) }));
     step(&mut member, Input::Synced);
+    promise(&mut member, 2);
     step(&mut member, Input::Append(TAKER, append(2, left[3].1, &[])));
     let other = Point { at: Jseq(5), chain: Hash([5; 32]) };
     let told = answer(&step(&mut member, Input::Append(TAKER, append(2, other, &[]))));
