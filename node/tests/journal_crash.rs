@@ -15,8 +15,8 @@ use std::{
 use futures_util::future::{Either, select};
 use support::{Crash, CrashDisk, Rng, env, life};
 use velum_node::journal::{
-    DamageKind, Journal, JournalError, JournalIdentity, JournalSettings, Position, RecordState, Replay, StreamId, Tail,
-    inspect,
+    DamageKind, Journal, JournalError, JournalIdentity, JournalSettings, Loss, Position, RecordState, Replay, StreamId,
+    Tail, inspect,
 };
 use velum_protocol::id::{ClusterId, NodeId, VolumeId};
 
@@ -607,6 +607,29 @@ fn positions_of_a_stream_must_rise_also_across_a_restart() {
         assert!(matches!(too_large, Err(JournalError::TooLarge { .. })));
     })
     .unwrap();
+}
+
+/// A copy of another node's records that was damaged could not be filled again: what it lacked was refused for being below its end.
+#[test]
+fn a_copy_is_whole_when_the_records_it_lacks_are_appended_again() {
+    let disk = filled(6, 300);
+    for number in [3, 5] {
+        let (path, offset) = place_of(&disk, number);
+        disk.damage(&path, |bytes| bytes[offset + 150] ^= 1);
+    }
+    let on = disk.clone();
+    life(&disk, async move {
+        let (journal, replay) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+        assert_eq!((numbers(&replay), replay.loss(stream(1)).records), (vec![1, 2, 4, 6], vec![at(3), at(5)]));
+        for number in 2..=6 {
+            journal.append_foreign(stream(1), at(number), &body(stream(1), number, 300)).unwrap();
+        }
+        journal.sync().await.unwrap();
+    });
+    for _ in 0..2 {
+        let (_, replay) = open(&disk).unwrap();
+        assert_eq!((numbers(&replay), replay.loss(stream(1))), ((1..=6).collect(), Loss::default()));
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! before its first record is written, and a record can be told from one of an earlier lap by itself.
 //!
 //! Invariants: a sector that was part of a sync is never written again (each sync starts the next sector); a file is
-//! prepared only when none of its records is live and all of them are durable; positions of a stream rise.
+//! prepared only when none of its records is live and all of them are durable; positions of a stream rise,
+//! but for copies of other nodes' records, which are filled again where they were damaged.
 
 mod chores;
 
@@ -245,17 +246,9 @@ impl Machine {
         self.admit_bytes(body_len, reserve)
     }
 
-    /// Judges the append of a record of another node's volume.
-    pub(super) fn admit_foreign(
-        &self,
-        stream: StreamId,
-        at: Position,
-        body_len: usize,
-    ) -> Result<Admission, JournalError> {
-        match self.admit(stream, at, body_len) {
-            Err(JournalError::Full) => self.admit_bytes(body_len, RESERVE_FOR_FOREIGN),
-            judged => judged,
-        }
+    /// Judges the append of a record of another node's volume, at whatever position.
+    pub(super) fn admit_foreign(&self, body_len: usize) -> Result<Admission, JournalError> {
+        self.admit_bytes(body_len, RESERVE_FOR_FOREIGN)
     }
 
     /// Judges an append by its length alone, leaving `reserve` ready files.

@@ -185,8 +185,11 @@ impl Journal {
     /// must have room here, where trims come a little later and files are packed otherwise: with records that nobody takes nothing
     /// comes to d0, hence nothing to the clouds, and nothing is trimmed anywhere any more.
     ///
+    /// A copy that was damaged is filled again where records are missing, so positions need not rise. What stands there already is
+    /// the same record.
+    ///
     /// # Errors
-    /// As [`Self::append`].
+    /// As [`Self::append`], but for the order.
     pub fn append_foreign(&self, stream: StreamId, at: Position, body: &[u8]) -> Result<(), JournalError> {
         self.shared.append_foreign(stream, at, body)
     }

@@ -94,7 +94,7 @@ impl Inner {
         body: &[u8],
     ) -> Result<Admission, JournalError> {
         self.check()?;
-        let admission = self.machine.admit_foreign(stream, at, body.len())?;
+        let admission = self.machine.admit_foreign(body.len())?;
         self.append_admitted(admission, stream, at, body)
     }
 
