@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use velum_protocol::{
     id::{Jseq, NodeId},
-    peer::ensemble::{Life, Marks},
+    peer::ensemble::{Condition, Life, Marks},
 };
 
 use super::owner::MemberStanding;
@@ -25,7 +25,7 @@ pub(super) struct Follower {
     life: Option<Life>,
     /// The life before: what is still heard of it counts for nothing.
     ended: Option<[u8; 16]>,
-    pub(super) amnesic: bool,
+    pub(super) condition: Condition,
     conflicts: bool,
     /// The copy agrees up to here, as it has said in this life.
     pub(super) at: Jseq,
@@ -59,7 +59,7 @@ impl Follower {
             node,
             life: None,
             ended: None,
-            amnesic: false,
+            condition: Condition::Whole,
             conflicts: false,
             at: Jseq(0),
             synced: Jseq(0),
@@ -79,8 +79,8 @@ impl Follower {
     }
 
     pub(super) fn standing(&self) -> MemberStanding {
-        let Self { node, at, synced, amnesic, heard, .. } = *self;
-        MemberStanding { node, at, synced, amnesic, heard }
+        let Self { node, at, synced, condition, heard, .. } = *self;
+        MemberStanding { node, at, synced, condition, heard }
     }
 
     /// It counts: it has spoken, and holds nothing that cannot be.
@@ -130,7 +130,7 @@ impl Follower {
     }
 
     /// It has said something in a life. False when that life is over.
-    pub(super) fn hear(&mut self, life: &Life, amnesic: bool) -> bool {
+    pub(super) fn hear(&mut self, life: &Life, condition: Condition) -> bool {
         if self.ended == Some(life.process) {
             return false;
         }
@@ -141,7 +141,9 @@ impl Follower {
             (self.at, self.synced, self.sync_asked) = (Jseq(0), Jseq(0), Jseq(0));
             (self.conflicts, self.heal_asked) = (false, false);
         }
-        self.amnesic = amnesic;
+        // There is a word for each condition.
+        self.heal_asked &= self.condition == condition;
+        self.condition = condition;
         (self.heard, self.pause) = (0, PAUSE_MIN);
         true
     }

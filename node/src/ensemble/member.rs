@@ -3,6 +3,9 @@
 //! Nothing of an epoch is answered for before the promise file names that epoch. A member that lost an unsynced copy with a loss of
 //! power, and the knowledge that it had one, would say "empty" and be believed; and one that no longer knew the epoch it had taken
 //! records of could be filled up, and be called whole, by an owner that was deposed before.
+//!
+//! A copy that may lack what was synced is *damaged*. It counts for nothing until an owner has filled it, from where the owner's
+//! records begin to where earlier owners' ended, and that is synced; then it is amnesic, as after a loss of power.
 
 use std::collections::VecDeque;
 
@@ -11,11 +14,31 @@ use velum_protocol::{
     id::{BootId, Epoch, Hash, Jseq, NodeId, VolumeId},
     peer::{
         Frame,
-        ensemble::{Append, Appended, Confirm, Confirmed, Fence, Fenced, Life, Point, ReadTail, Tail, Verdict},
+        ensemble::{
+            Append, Appended, Condition, Confirm, Confirmed, Fence, Fenced, Life, Point, ReadTail, Tail, Verdict,
+        },
     },
 };
 
 use super::batch::{Held, TAIL_BYTES, fitting, judge, position};
+
+/// What is stored of a copy beside its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// Nothing of an epoch below is taken.
+    pub epoch: Epoch,
+    /// The boot in which the copy was whole; zero for none.
+    pub whole_in: BootId,
+    /// The copy may lack what was synced.
+    pub is_damaged: bool,
+}
+
+impl Noted {
+    fn of(epoch: Epoch, condition: Condition, boot: BootId) -> Self {
+        let whole_in = if condition == Condition::Whole { boot } else { BootId::ZERO };
+        Self { epoch, whole_in, is_damaged: condition == Condition::Damaged }
+    }
+}
 
 /// What a start found of the copy; all of it is synced.
 #[derive(Clone, Debug)]
@@ -24,12 +47,12 @@ pub struct Found {
     pub volume: VolumeId,
     /// This life.
     pub life: Life,
-    /// The stored promise, and the boot in which the copy was whole.
-    pub promise: Option<(Epoch, BootId)>,
+    /// What was stored beside it.
+    pub promise: Option<Noted>,
     /// Everything written is there, whatever the boot: after a clean stop.
     pub stopped_cleanly: bool,
-    /// The end of the copy verifies.
-    pub verifies: bool,
+    /// What the journal by itself says of the records.
+    pub reads: Condition,
     /// What the first record follows.
     pub base: Point,
     /// The records.
@@ -37,23 +60,29 @@ pub struct Found {
 }
 
 impl Found {
-    /// True when something that was answered for may be missing.
+    /// What the copy may lack of what was answered for.
     #[must_use]
-    pub fn is_amnesic(&self) -> bool {
-        let Self { life, promise, stopped_cleanly, verifies, .. } = self;
-        let was_used = promise.is_some() || !self.held.is_empty();
-        let same_boot = promise.is_some_and(|(_, boot)| boot == life.boot);
-        // After a clean stop only a copy that was whole before is whole now: an amnesic one names no boot.
-        let is_clean = *stopped_cleanly && promise.is_some_and(|(_, boot)| boot != BootId::ZERO);
-        was_used && !(*verifies && (same_boot || is_clean))
+    pub fn condition(&self) -> Condition {
+        let Self { life, promise, stopped_cleanly, reads, held, .. } = self;
+        let noted = match promise {
+            None if held.is_empty() => return Condition::Whole,
+            None => Condition::Amnesic,
+            Some(noted) if noted.is_damaged => Condition::Damaged,
+            Some(noted) if noted.whole_in == life.boot => Condition::Whole,
+            // After a clean stop only a copy that was whole before is whole now: an amnesic one names no boot.
+            Some(noted) if *stopped_cleanly && noted.whole_in != BootId::ZERO => Condition::Whole,
+            Some(_) => Condition::Amnesic,
+        };
+        noted.max(*reads)
     }
 
-    /// Has the promise name no boot when the copy is amnesic. True when it named one: the promise is to be stored before anything
+    /// Has the promise say that the copy is not whole. True when it said otherwise: the promise is to be stored before anything
     /// else happens, or a later start finds nothing wrong, after a clean stop or in the same boot.
-    pub fn note_amnesia(&mut self) -> bool {
-        let is_amnesic = self.is_amnesic();
-        let named = self.promise.as_mut().filter(|(_, boot)| is_amnesic && *boot != BootId::ZERO);
-        named.map(|(_, boot)| *boot = BootId::ZERO).is_some()
+    pub fn note_condition(&mut self) -> bool {
+        let condition = self.condition();
+        let Some(noted) = self.promise.as_mut().filter(|_| condition != Condition::Whole) else { return false };
+        let now = Noted::of(noted.epoch, condition, BootId::ZERO);
+        std::mem::replace(noted, now) != now
     }
 }
 
@@ -83,7 +112,7 @@ pub enum Effect {
     /// Sync what was kept; then [`Input::Synced`].
     Sync,
     /// Make the promise durable; then [`Input::Stored`].
-    Store { epoch: Epoch, whole_in: BootId },
+    Store(Noted),
     /// Send, once everything kept before is written.
     Send { to: NodeId, frame: Frame },
     /// Records up to here, the last one of this epoch, are needed no more.
@@ -96,7 +125,15 @@ enum Storing {
     Fence(NodeId, Epoch),
     /// Before anything of the epoch is answered for; what the owner has asked.
     First(NodeId, Append),
-    Heal(NodeId, Epoch),
+    Heal(NodeId, Epoch, Condition),
+}
+
+/// A damaged copy has been filled by an owner up to here, and is not synced so far yet.
+#[derive(Clone, Copy, Debug)]
+struct Filled {
+    by: NodeId,
+    epoch: Epoch,
+    through: Jseq,
 }
 
 /// The machine.
@@ -107,14 +144,17 @@ pub struct Member {
     promise: Epoch,
     /// The highest promise that is durable.
     stored: Epoch,
-    /// The file names this boot, or the copy is amnesic anyway.
+    /// The file says what the copy is in this boot.
     is_noted: bool,
     storing: VecDeque<Storing>,
-    amnesic: bool,
+    condition: Condition,
+    filled: Option<Filled>,
     /// A record was found that cannot be.
     forked: bool,
     /// The owner's epoch and node that appended last.
     owner: Option<(Epoch, NodeId)>,
+    /// Something of the copy agrees with that owner's.
+    agrees: bool,
     base: Point,
     held: VecDeque<Held>,
     /// Up to here the copy agrees with that owner's.
@@ -129,11 +169,10 @@ impl Member {
     /// A member with what a start found.
     #[must_use]
     pub fn new(found: Found) -> Self {
-        let amnesic = found.is_amnesic();
-        let Found { volume, life, promise, verifies, base, held, .. } = found;
-        let same_boot = promise.is_some_and(|(_, boot)| boot == life.boot);
-        let is_noted = promise.is_some_and(|(_, boot)| boot == BootId::ZERO) || (same_boot && verifies);
-        let stored = promise.map_or(Epoch(0), |(epoch, _)| epoch);
+        let condition = found.condition();
+        let Found { volume, life, promise, base, held, .. } = found;
+        let is_noted = promise.is_some_and(|noted| noted == Noted::of(noted.epoch, condition, life.boot));
+        let stored = promise.map_or(Epoch(0), |noted| noted.epoch);
         let newest = held.last().map_or(Epoch(0), |last| last.epoch);
         let durable = held.iter().map(|held| held.durable).max().unwrap_or_default();
         let held = VecDeque::from(held);
@@ -145,9 +184,11 @@ impl Member {
             stored,
             is_noted,
             storing: VecDeque::new(),
-            amnesic,
+            condition,
+            filled: None,
             forked: false,
             owner: None,
+            agrees: false,
             base,
             held,
             agreed: Jseq(0),
@@ -184,7 +225,7 @@ impl Member {
         }
         self.promise = append.epoch;
         if self.owner.is_none_or(|(epoch, _)| epoch < append.epoch) {
-            self.agreed = Jseq(0);
+            (self.agreed, self.agrees, self.filled) = (Jseq(0), false, None);
         }
         self.owner = Some((append.epoch, from));
         if !self.is_noted || append.epoch > self.stored {
@@ -196,10 +237,8 @@ impl Member {
         if verdict == Verdict::Took {
             self.durable = self.durable.max(append.marks.durable);
             self.trim(append.marks.trimmed, effects);
-            let is_filled = self.agreed >= append.marks.written;
-            let is_healing = self.storing.iter().any(|storing| matches!(storing, Storing::Heal(..)));
-            if self.amnesic && is_filled && !is_healing && append.heals == Some(self.life.process) {
-                self.store(Storing::Heal(from, append.epoch), effects);
+            if let Some(heal) = append.heals.filter(|heal| heal.process == self.life.process) {
+                self.heal(from, append, heal.to, effects);
             }
         }
         effects.push(answer(self, verdict, at));
@@ -219,16 +258,47 @@ impl Member {
         }
     }
 
+    /// The owner says what the copy is with all that was sent. What is said for what was damaged is synced before it is stored: a
+    /// loss of power after that takes nothing of it.
+    fn heal(&mut self, by: NodeId, append: &Append, to: Condition, effects: &mut Vec<Effect>) {
+        let Append { epoch, marks, .. } = *append;
+        if self.storing.iter().any(|storing| matches!(storing, Storing::Heal(..))) {
+            return;
+        }
+        match (self.condition, to) {
+            (Condition::Amnesic, Condition::Whole) if self.agreed >= marks.written => {
+                self.store(Storing::Heal(by, epoch, to), effects);
+            }
+            (Condition::Damaged, Condition::Amnesic) if self.agreed >= marks.durable => {
+                self.filled.get_or_insert(Filled { by, epoch, through: self.agreed });
+                self.sync(effects);
+                self.note_filled(effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// Stores that the copy is filled once that is synced.
+    fn note_filled(&mut self, effects: &mut Vec<Effect>) {
+        let is_synced = |filled: &mut Filled| filled.epoch == self.promise && filled.through <= self.synced;
+        if let Some(Filled { by, epoch, .. }) = self.filled.take_if(is_synced) {
+            self.store(Storing::Heal(by, epoch, Condition::Amnesic), effects);
+        }
+    }
+
     /// Keeps what is new of the records.
     fn take(&mut self, append: &Append, records: Vec<Held>, effects: &mut Vec<Effect>) -> (Verdict, Jseq) {
-        let prev = append.prev;
-        if self.chain_at(prev.at) != Some(prev.chain) {
+        let (prev, trimmed) = (append.prev, append.marks.trimmed);
+        // What stood before the first record may have been synced: such a copy is filled from where the owner's records begin.
+        let is_cut_off = self.condition == Condition::Damaged && !self.agrees && self.base.at > trimmed;
+        if is_cut_off || self.chain_at(prev.at) != Some(prev.chain) {
             // Behind what the clouds hold a copy may begin anew; what it held is another past, or needed no more.
-            if prev.at != append.marks.trimmed || prev.at < self.base.at {
-                return (Verdict::Lacks, self.before(prev.at));
+            if prev.at != trimmed || (prev.at < self.base.at && !is_cut_off) {
+                return (Verdict::Lacks, if is_cut_off { trimmed } else { self.before(prev.at) });
             }
             let last = self.last();
-            effects.extend(self.held.back().map(|held| Effect::Trim { epoch: held.epoch, through: last }));
+            let past = self.held.back().filter(|_| !is_cut_off);
+            effects.extend(past.map(|held| Effect::Trim { epoch: held.epoch, through: last }));
             self.base = prev;
             self.held.clear();
             self.synced = prev.at;
@@ -251,7 +321,7 @@ impl Member {
             effects.push(Effect::Keep { epoch: record.epoch, at, record: record.record.clone() });
             self.held.push_back(record);
         }
-        self.agreed = self.agreed.max(at);
+        (self.agreed, self.agrees) = (self.agreed.max(at), true);
         (Verdict::Took, self.agreed)
     }
 
@@ -309,6 +379,7 @@ impl Member {
         if let Some(through) = self.syncing.take() {
             self.synced = self.synced.max(through);
         }
+        self.note_filled(effects);
         if let Some((epoch, owner)) = self.owner.filter(|(epoch, _)| *epoch == self.promise) {
             effects.push(self.answer(owner, epoch, Verdict::Took, self.agreed));
         }
@@ -318,10 +389,9 @@ impl Member {
     }
 
     fn store(&mut self, storing: Storing, effects: &mut Vec<Effect>) {
-        let heals = matches!(storing, Storing::Heal(..));
+        let condition = if let Storing::Heal(.., to) = storing { to } else { self.condition };
         self.storing.push_back(storing);
-        let whole_in = if self.amnesic && !heals { BootId::ZERO } else { self.life.boot };
-        effects.push(Effect::Store { epoch: self.promise, whole_in });
+        effects.push(Effect::Store(Noted::of(self.promise, condition, self.life.boot)));
     }
 
     fn stored(&mut self, effects: &mut Vec<Effect>) {
@@ -337,9 +407,9 @@ impl Member {
                 self.stored = self.stored.max(asked.epoch);
                 self.append(owner, &asked, effects);
             }
-            Storing::Heal(to, epoch) => {
-                self.amnesic = false;
-                effects.extend((epoch == self.promise).then(|| self.answer(to, epoch, Verdict::Took, self.agreed)));
+            Storing::Heal(by, epoch, to) => {
+                self.condition = to;
+                effects.extend((epoch == self.promise).then(|| self.answer(by, epoch, Verdict::Took, self.agreed)));
             }
         }
     }
@@ -379,21 +449,22 @@ impl Member {
 
     fn answer(&self, to: NodeId, epoch: Epoch, verdict: Verdict, at: Jseq) -> Effect {
         let synced = self.synced.min(self.agreed).min(at);
-        let (volume, promise, life, amnesic) = (self.volume, self.promise, self.life, self.amnesic);
-        let appended = Appended { volume, epoch, promise, life, verdict, amnesic, at, synced };
+        let (volume, promise, life, condition) = (self.volume, self.promise, self.life, self.condition);
+        let appended = Appended { volume, epoch, promise, life, verdict, condition, at, synced };
         Effect::Send { to, frame: Frame::Appended(appended) }
     }
 
     fn fenced(&self, to: NodeId) -> Effect {
-        let (volume, promise, life, amnesic) = (self.volume, self.promise, self.life, self.amnesic || self.forked);
+        let (volume, promise, life) = (self.volume, self.promise, self.life);
+        let condition = if self.forked { self.condition.max(Condition::Amnesic) } else { self.condition };
         let tail_epoch = self.held.back().map_or(Epoch(0), |last| last.epoch);
         let chain = self.held.back().map_or(self.base.chain, |last| last.chain);
         let (base, tail) = (self.base, Point { at: self.last(), chain });
-        let fenced = Fenced { volume, promise, life, amnesic, base, tail, tail_epoch, durable: self.durable };
+        let fenced = Fenced { volume, promise, life, condition, base, tail, tail_epoch, durable: self.durable };
         Effect::Send { to, frame: Frame::Fenced(fenced) }
     }
 }
 
 #[cfg(test)]
 #[path = "member_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -3,7 +3,7 @@
 use velum_protocol::{
     format::record::{HEADER_BYTES, RecordHeader, RecordKind, chain},
     id::{BlockCount, BlockIndex, KeyEpoch, Lineage},
-    peer::ensemble::Marks,
+    peer::ensemble::{Heal, Marks},
 };
 
 use super::*;
@@ -14,10 +14,10 @@ pub(in crate::ensemble) const OTHER_BOOT: BootId = BootId([2; 16]);
 const OWNER: NodeId = NodeId(1);
 const TAKER: NodeId = NodeId(3);
 pub(in crate::ensemble) const LIFE: Life = Life { process: [9; 16], boot: BOOT };
-pub(in crate::ensemble) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
+pub(crate) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
 
 /// Records of one epoch behind a point, and the points they end at. `salt` tells apart what would else be the same.
-pub(in crate::ensemble) fn records(epoch: u64, after: Point, count: u64, salt: u8) -> Vec<(Bytes, Point)> {
+pub(crate) fn records(epoch: u64, after: Point, count: u64, salt: u8) -> Vec<(Bytes, Point)> {
     let (mut before, mut made) = (after, Vec::new());
     for _ in 0..count {
         let header = RecordHeader {
@@ -45,9 +45,18 @@ fn append(epoch: u64, prev: Point, records: &[(Bytes, Point)]) -> Append {
     Append { volume: VOLUME, epoch: Epoch(epoch), prev, marks, heals: None, sync: false, records }
 }
 
+fn noted(epoch: u64, whole_in: BootId) -> Noted {
+    Noted { epoch: Epoch(epoch), whole_in, is_damaged: false }
+}
+
+/// What is stored of a copy that is whole.
+fn stored(epoch: u64) -> Effect {
+    Effect::Store(noted(epoch, BOOT))
+}
+
 fn found(promise: Option<(u64, BootId)>, held: Vec<Held>) -> Found {
-    let promise = promise.map(|(epoch, boot)| (Epoch(epoch), boot));
-    Found { volume: VOLUME, life: LIFE, promise, stopped_cleanly: false, verifies: true, base: START, held }
+    let promise = promise.map(|(epoch, boot)| noted(epoch, boot));
+    Found { volume: VOLUME, life: LIFE, promise, stopped_cleanly: false, reads: Condition::Whole, base: START, held }
 }
 
 /// A member that has promised epoch 1 in this boot, durably.
@@ -132,7 +141,7 @@ fn a_record_that_differs_within_an_epoch_ends_it() {
     let effects = step(&mut member, Input::Append(OWNER, append(1, START, &records(1, START, 4, 1))));
     assert_eq!((answer(&effects).verdict as u8, kept(&effects)), (4, vec![]));
     step(&mut member, fence(2));
-    assert!(told(&step(&mut member, Input::Stored)).amnesic);
+    assert_eq!(told(&step(&mut member, Input::Stored)).condition, Condition::Amnesic);
 }
 
 /// What a deposed owner left on one member was never acked; the next epoch takes its place.
@@ -172,11 +181,11 @@ fn a_fence_is_answered_when_the_promise_is_durable_and_holds_at_once() {
     let mut member = member();
     let all = records(1, START, 4, 0);
     step(&mut member, Input::Append(OWNER, append(1, START, &all[..3])));
-    assert_eq!(step(&mut member, fence(2)), [Effect::Store { epoch: Epoch(2), whole_in: BOOT }], "not a word yet");
+    assert_eq!(step(&mut member, fence(2)), [stored(2)], "not a word yet");
     let late = step(&mut member, Input::Append(OWNER, append(1, all[2].1, &all[3..])));
     assert_eq!((answer(&late).verdict, kept(&late)), (Verdict::Stale, vec![]));
     let fenced = told(&step(&mut member, Input::Stored));
-    assert_eq!((fenced.promise, fenced.tail, fenced.amnesic), (Epoch(2), all[2].1, false));
+    assert_eq!((fenced.promise, fenced.tail, fenced.condition), (Epoch(2), all[2].1, Condition::Whole));
     assert_eq!(told(&step(&mut member, fence(2))), fenced, "asked again, told again");
     assert_eq!(told(&step(&mut member, fence(1))).promise, Epoch(2), "somebody else was first");
 }
@@ -195,11 +204,11 @@ fn whoever_is_overtaken_while_a_promise_is_stored_is_not_told_that_he_has_it() {
 fn no_promise_is_told_that_is_not_durable() {
     let mut member = member();
     step(&mut member, fence(3));
-    assert_eq!(step(&mut member, fence(2)), [Effect::Store { epoch: Epoch(3), whole_in: BOOT }], "not a word yet");
+    assert_eq!(step(&mut member, fence(2)), [stored(3)], "not a word yet");
     assert_eq!(told(&step(&mut member, Input::Stored)).promise, Epoch(3));
     let mut member = self::member();
     step(&mut member, Input::Append(OWNER, append(4, START, &[])));
-    assert_eq!(step(&mut member, fence(2)), [Effect::Store { epoch: Epoch(4), whole_in: BOOT }]);
+    assert_eq!(step(&mut member, fence(2)), [stored(4)]);
 }
 
 /// Without the file a loss of power could take the unsynced copy and the memory of it alike: "empty" would be believed.
@@ -208,11 +217,12 @@ fn nothing_is_taken_before_there_is_a_promise_on_disk() {
     let mut member = Member::new(found(None, vec![]));
     let all = records(1, START, 2, 0);
     let effects = step(&mut member, Input::Append(OWNER, append(1, START, &all)));
-    assert_eq!(effects, [Effect::Store { epoch: Epoch(1), whole_in: BOOT }]);
+    assert_eq!(effects, [stored(1)]);
     assert_eq!(step(&mut member, Input::Append(OWNER, append(1, START, &all))), [], "stored once");
     let effects = step(&mut member, Input::Stored);
     let ready = answer(&effects);
-    assert_eq!((ready.verdict, ready.at, ready.amnesic, kept(&effects)), (Verdict::Took, Jseq(0), false, vec![]));
+    assert_eq!((ready.verdict, ready.at, kept(&effects)), (Verdict::Took, Jseq(0), vec![]));
+    assert_eq!(ready.condition, Condition::Whole);
     assert_eq!(kept(&step(&mut member, Input::Append(OWNER, append(1, START, &all)))), [1, 2]);
 }
 
@@ -225,7 +235,7 @@ fn records_of_a_new_epoch_are_taken_when_its_promise_is_durable() {
     step(&mut member, Input::Append(OWNER, append(1, START, &all[..2])));
     let new = append(4, all[1].1, &records(4, all[1].1, 2, 0));
     let effects = step(&mut member, Input::Append(TAKER, new.clone()));
-    assert_eq!(effects, [Effect::Store { epoch: Epoch(4), whole_in: BOOT }]);
+    assert_eq!(effects, [stored(4)]);
     let late = step(&mut member, Input::Append(OWNER, append(1, all[1].1, &all[2..])));
     assert_eq!((answer(&late).verdict, kept(&late)), (Verdict::Stale, vec![]), "promised at once");
     assert_eq!(answer(&step(&mut member, Input::Stored)).at, Jseq(2), "where the new owner asked");
@@ -234,35 +244,58 @@ fn records_of_a_new_epoch_are_taken_when_its_promise_is_durable() {
 
 #[test]
 fn a_copy_is_amnesic_in_another_boot_or_without_its_end_and_not_after_a_crash_of_the_process() {
+    use Condition::{Amnesic, Damaged, Whole};
     let all = records(1, START, 2, 0);
-    let is_amnesic = |found: Found| Member::new(found).amnesic;
-    assert!(!is_amnesic(found(None, vec![])), "never used");
-    assert!(!is_amnesic(found(Some((1, BOOT)), held(&all))));
-    assert!(is_amnesic(found(Some((1, OTHER_BOOT)), held(&all))));
-    assert!(is_amnesic(found(Some((1, OTHER_BOOT)), vec![])), "what is gone leaves no trace");
-    assert!(is_amnesic(found(None, held(&all))), "records, and no promise");
-    assert!(is_amnesic(Found { verifies: false, ..found(Some((1, BOOT)), held(&all)) }));
-    assert!(!is_amnesic(Found { stopped_cleanly: true, ..found(Some((1, OTHER_BOOT)), held(&all)) }));
-    let still = Found { stopped_cleanly: true, ..found(Some((1, BootId::ZERO)), held(&all)) };
-    assert!(is_amnesic(still), "a clean stop makes nothing whole");
+    let is = |condition: Condition, found: Found| assert_eq!(found.condition(), condition, "{found:?}");
+    is(Whole, found(None, vec![]));
+    is(Whole, found(Some((1, BOOT)), held(&all)));
+    is(Amnesic, found(Some((1, OTHER_BOOT)), held(&all)));
+    // What is gone leaves no trace.
+    is(Amnesic, found(Some((1, OTHER_BOOT)), vec![]));
+    // Records, and no promise.
+    is(Amnesic, found(None, held(&all)));
+    is(Amnesic, Found { reads: Amnesic, ..found(Some((1, BOOT)), held(&all)) });
+    is(Whole, Found { stopped_cleanly: true, ..found(Some((1, OTHER_BOOT)), held(&all)) });
+    // A clean stop makes nothing whole.
+    is(Amnesic, Found { stopped_cleanly: true, ..found(Some((1, BootId::ZERO)), held(&all)) });
+    // Damage is worse than a loss of power, whatever was stored.
+    for boot in [BOOT, OTHER_BOOT] {
+        is(Damaged, Found { reads: Damaged, stopped_cleanly: true, ..found(Some((1, boot)), held(&all)) });
+    }
+    // Nothing was answered for, so nothing can be missing.
+    is(Whole, Found { reads: Damaged, ..found(None, vec![]) });
 }
 
 /// A node lost power, started, was stopped cleanly before anybody spoke to it, and started: its promise still named the boot in which
 /// the copy had been whole, and what it had lost was lost without a word.
 #[test]
-fn amnesia_is_noted_by_the_start_that_finds_it() {
+fn what_a_copy_may_lack_is_noted_by_the_start_that_finds_it() {
     let all = records(1, START, 2, 0);
     let mut start = found(Some((1, OTHER_BOOT)), held(&all));
-    assert!(start.note_amnesia() && start.promise == Some((Epoch(1), BootId::ZERO)) && start.is_amnesic());
-    assert!(!start.note_amnesia(), "noted already");
-    let mut torn = Found { verifies: false, ..found(Some((1, BOOT)), held(&all)) };
-    assert!(torn.note_amnesia());
-    assert!(Found { verifies: true, ..torn }.is_amnesic());
+    assert!(start.note_condition() && start.promise == Some(noted(1, BootId::ZERO)));
+    assert!(!start.note_condition(), "noted already");
+    let mut torn = Found { reads: Condition::Amnesic, ..found(Some((1, BOOT)), held(&all)) };
+    assert!(torn.note_condition());
+    assert_eq!(Found { reads: Condition::Whole, ..torn }.condition(), Condition::Amnesic);
     for mut whole in [found(Some((1, BOOT)), held(&all)), found(None, vec![])] {
-        assert!(!whole.note_amnesia() && !whole.is_amnesic());
+        assert!(!whole.note_condition() && whole.condition() == Condition::Whole);
     }
     let again = Found { stopped_cleanly: true, ..start };
-    assert!(again.is_amnesic(), "a clean stop makes nothing whole");
+    assert_eq!(again.condition(), Condition::Amnesic, "a clean stop makes nothing whole");
+    let mut damaged = Found { reads: Condition::Damaged, ..again };
+    assert!(damaged.note_condition() && !damaged.note_condition());
+    let later = Found { reads: Condition::Whole, stopped_cleanly: true, ..damaged };
+    assert_eq!(later.condition(), Condition::Damaged, "also when what is left reads well");
+}
+
+/// Marks and a word for a process: what an owner sends to a copy that is not whole.
+fn heal(to: Condition, process: [u8; 16], marks: Marks, prev: Point, records: &[(Bytes, Point)]) -> Input {
+    let heals = Some(Heal { process, to });
+    Input::Append(OWNER, Append { marks, heals, ..append(1, prev, records) })
+}
+
+fn stores(effects: &[Effect]) -> Vec<Noted> {
+    effects.iter().filter_map(|effect| if let Effect::Store(noted) = effect { Some(*noted) } else { None }).collect()
 }
 
 #[test]
@@ -271,17 +304,81 @@ fn an_amnesic_copy_is_whole_when_it_is_full_and_the_owner_says_so_and_that_is_st
     let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all[..2])));
     step(&mut member, Input::Append(OWNER, append(1, START, &[])));
     step(&mut member, Input::Stored);
-    let heal = |prev: Point, records: &[(Bytes, Point)], process| {
-        let marks = Marks { written: Jseq(4), durable: Jseq(0), trimmed: Jseq(0) };
-        Input::Append(OWNER, Append { marks, heals: Some(process), ..append(1, prev, records) })
-    };
+    let marks = Marks { written: Jseq(4), durable: Jseq(0), trimmed: Jseq(0) };
+    let heal = |prev, records: &[_], process| heal(Condition::Whole, process, marks, prev, records);
     let early = step(&mut member, heal(all[1].1, &all[2..3], LIFE.process));
-    assert!(answer(&early).amnesic && !early.iter().any(|effect| matches!(effect, Effect::Store { .. })), "not full");
+    assert_eq!((answer(&early).condition, stores(&early)), (Condition::Amnesic, vec![]), "not full");
     let other = step(&mut member, heal(all[2].1, &all[3..4], [8; 16]));
-    assert!(!other.iter().any(|effect| matches!(effect, Effect::Store { .. })), "another process was meant");
+    assert_eq!(stores(&other), [], "another process was meant");
     let healed = step(&mut member, heal(all[3].1, &[], LIFE.process));
-    assert!(healed.contains(&Effect::Store { epoch: Epoch(1), whole_in: BOOT }) && answer(&healed).amnesic);
-    assert!(!answer(&step(&mut member, Input::Stored)).amnesic);
+    assert_eq!((answer(&healed).condition, stores(&healed)), (Condition::Amnesic, vec![noted(1, BOOT)]));
+    assert_eq!(answer(&step(&mut member, Input::Stored)).condition, Condition::Whole);
+}
+
+/// A member whose copy may lack what it had synced, and where its first record stands.
+fn damaged(base: Point, held: Vec<Held>) -> Member {
+    let mut found = Found { reads: Condition::Damaged, base, ..found(Some((1, BOOT)), held) };
+    found.note_condition();
+    Member::new(found)
+}
+
+/// A copy that lost power while it was filled would else have all that was synced by its promise, and not on its disk.
+#[test]
+fn a_damaged_copy_is_amnesic_when_it_is_filled_and_synced_and_the_owner_says_so_and_that_is_stored() {
+    let all = records(1, START, 5, 0);
+    let mut member = damaged(START, held(&all[..2]));
+    let marks = Marks { written: Jseq(4), durable: Jseq(4), trimmed: Jseq(0) };
+    let heal = |prev, records: &[_], to| heal(to, LIFE.process, marks, prev, records);
+    let early = step(&mut member, heal(all[1].1, &all[2..3], Condition::Amnesic));
+    assert_eq!((answer(&early).condition, stores(&early)), (Condition::Damaged, vec![]), "not full");
+    let leap = step(&mut member, heal(all[2].1, &all[3..4], Condition::Whole));
+    assert_eq!((stores(&leap), answer(&leap).synced), (vec![], Jseq(2)), "not in one step");
+    let full = step(&mut member, heal(all[3].1, &[], Condition::Amnesic));
+    assert_eq!((full.iter().filter(|effect| **effect == Effect::Sync).count(), stores(&full)), (1, vec![]));
+    let synced = step(&mut member, Input::Synced);
+    assert_eq!((stores(&synced), answer(&synced).condition), (vec![noted(1, BootId::ZERO)], Condition::Damaged));
+    assert_eq!(answer(&step(&mut member, Input::Stored)).condition, Condition::Amnesic);
+    let whole = step(&mut member, heal(all[3].1, &[], Condition::Whole));
+    assert_eq!(stores(&whole), [noted(1, BOOT)]);
+    assert_eq!(answer(&step(&mut member, Input::Stored)).condition, Condition::Whole);
+}
+
+#[test]
+fn what_was_filled_by_an_owner_counts_for_no_later_one() {
+    let all = records(1, START, 3, 0);
+    let mut member = damaged(START, held(&all[..2]));
+    let marks = Marks { written: Jseq(0), durable: Jseq(0), trimmed: Jseq(0) };
+    let full = step(&mut member, heal(Condition::Amnesic, LIFE.process, marks, all[1].1, &all[2..]));
+    assert!(full.contains(&Effect::Sync));
+    step(&mut member, fence(2));
+    assert_eq!(stores(&step(&mut member, Input::Synced)), []);
+    let told = told(&step(&mut member, Input::Stored));
+    assert_eq!((told.promise, told.condition), (Epoch(2), Condition::Damaged));
+}
+
+/// What it holds agrees with the owner's, and what stood before it is gone: at that place a copy that had lost power would only be
+/// told to go on.
+#[test]
+fn a_damaged_copy_is_filled_from_where_the_owner_begins() {
+    let all = records(1, START, 8, 0);
+    let held = judge(all[4].1, Epoch(u64::MAX), &[all[5].0.clone(), all[6].0.clone()]).unwrap();
+    let mut member = damaged(all[4].1, held.clone());
+    let owner = |prev: Point, records: &[(Bytes, Point)]| {
+        let marks = Marks { written: Jseq(2), durable: Jseq(2), trimmed: Jseq(2) };
+        Input::Append(OWNER, Append { marks, ..append(1, prev, records) })
+    };
+    let asked = step(&mut member, owner(all[6].1, &[]));
+    assert_eq!((answer(&asked).verdict, answer(&asked).at), (Verdict::Lacks, Jseq(2)));
+    let begun = step(&mut member, owner(all[1].1, &all[2..5]));
+    assert_eq!((kept(&begun), answer(&begun).at, answer(&begun).synced), (vec![3, 4, 5], Jseq(5), Jseq(2)));
+    let trims = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Trim { .. }));
+    assert!(!trims(&begun), "what was held is part of what comes");
+    let old =
+        Append { marks: Marks { written: Jseq(1), durable: Jseq(1), trimmed: Jseq(1) }, ..append(1, all[0].1, &[]) };
+    assert_eq!(answer(&step(&mut member, Input::Append(OWNER, old))).at, Jseq(2), "an old mark takes nothing away");
+    assert_eq!(kept(&step(&mut member, owner(all[4].1, &all[5..]))), [6, 7, 8]);
+    let mut amnesic = Member::new(Found { base: all[4].1, ..found(Some((1, BootId::ZERO)), held) });
+    assert_eq!(answer(&step(&mut amnesic, owner(all[6].1, &[]))).verdict, Verdict::Took);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use velum_protocol::{
     id::{Epoch, Jseq, NodeId, VolumeId},
     peer::{
         Frame,
-        ensemble::{Append, Appended, Marks, Point, Verdict},
+        ensemble::{Append, Appended, Condition, Heal, Marks, Point, Verdict},
     },
 };
 
@@ -91,8 +91,8 @@ pub struct MemberStanding {
     pub at: Jseq,
     /// Synced up to here.
     pub synced: Jseq,
-    /// It does not count for d0.
-    pub amnesic: bool,
+    /// What its copy may lack: an amnesic one does not count for d0, a damaged one for nothing.
+    pub condition: Condition,
     /// Ticks since it was heard of last.
     pub heard: u32,
 }
@@ -242,10 +242,11 @@ impl Owner {
 
     fn send(&self, member: &mut Follower, after: Jseq, records: Vec<Bytes>, sync: bool, effects: &mut Vec<Effect>) {
         let prev = self.point(after).expect("what is sent follows what is held");
-        // The copy is whole only with everything that was ever acked: what this owner acked, the member looks at by the mark, and
-        // earlier ones by the end of the opening. Before raft has opened the epoch it is not known whether acked writes are lost.
+        // The copy is in a better condition only with everything that was ever acked, or synced: what this owner acked, the member looks
+        // at by the marks, and earlier ones by the end of the opening.
         let is_full = position(after, records.len()) >= self.opened_with;
-        let heals = member.process().filter(|_| member.amnesic && self.is_open && is_full);
+        let to = self.next_condition(member).filter(|_| is_full);
+        let heals = member.process().zip(to).map(|(process, to)| Heal { process, to });
         let (volume, epoch, marks) = (self.volume, self.epoch, self.marks());
         member.marks = Some(marks);
         let append = Append { volume, epoch, prev, marks, heals, sync, records };
@@ -264,7 +265,7 @@ impl Owner {
             return effects.push(Effect::Deposed(appended.promise));
         }
         self.each(effects, |own, member, effects| {
-            if member.node != from || !member.hear(&appended.life, appended.amnesic) {
+            if member.node != from || !member.hear(&appended.life, appended.condition) {
                 return;
             }
             match appended.verdict {
@@ -296,9 +297,21 @@ impl Owner {
         if appended.verdict == Verdict::Took { self.last() } else { Jseq(u64::MAX) }
     }
 
-    /// True when all that keeps the copy from being whole is that nobody has said so.
+    /// What a copy that holds enough is to be called next. Before raft has opened the epoch it is not known whether acked writes are
+    /// lost, so none is called whole. What was synced is known: whatever is opened with has it.
+    const fn next_condition(&self, member: &Follower) -> Option<Condition> {
+        match member.condition {
+            Condition::Damaged => Some(Condition::Amnesic),
+            Condition::Amnesic if self.is_open => Some(Condition::Whole),
+            Condition::Amnesic | Condition::Whole => None,
+        }
+    }
+
+    /// True when all that keeps the copy from a better condition is that nobody has said so.
     fn may_heal(&self, member: &Follower) -> bool {
-        self.is_open && member.amnesic && member.is_heard() && member.at >= self.written.max(self.opened_with)
+        let acked = if member.condition == Condition::Damaged { self.durable } else { self.written };
+        let is_full = member.is_heard() && member.at >= acked.max(self.opened_with);
+        is_full && self.next_condition(member).is_some()
     }
 
     fn heal(&self, member: &mut Follower, effects: &mut Vec<Effect>) {
@@ -315,9 +328,10 @@ impl Owner {
             marks.sort_unstable_by(|left, right| right.cmp(left));
             marks.get(quorum).copied().unwrap_or_default()
         };
-        let counting = || self.members.iter().filter(|member| member.is_heard());
-        let synced = reached(counting().map(|member| member.synced).collect());
-        let written = reached(counting().filter(|member| !member.amnesic).map(|member| member.at).collect());
+        let counting =
+            |worst: Condition| self.members.iter().filter(move |member| member.is_heard() && member.condition <= worst);
+        let synced = reached(counting(Condition::Amnesic).map(|member| member.synced).collect());
+        let written = reached(counting(Condition::Whole).map(|member| member.at).collect());
         self.raise(written, synced, effects);
     }
 

@@ -64,21 +64,21 @@ impl Bench {
         self.step(Input::Push);
     }
 
-    fn answer(&mut self, node: NodeId, boot: BootId, amnesic: bool, verdict: Verdict, at: u64, synced: u64) {
+    fn answer(&mut self, node: NodeId, boot: BootId, condition: Condition, verdict: Verdict, at: u64, synced: u64) {
         let (volume, epoch, life) = (VOLUME, Epoch(2), life(node, boot));
         let (at, synced) = (Jseq(at), Jseq(synced));
         self.step(Input::Appended(
             node,
-            Appended { volume, epoch, promise: epoch, life, verdict, amnesic, at, synced },
+            Appended { volume, epoch, promise: epoch, life, verdict, condition, at, synced },
         ));
     }
 
     fn took(&mut self, node: NodeId, at: u64, synced: u64) {
-        self.answer(node, BOOT, false, Verdict::Took, at, synced);
+        self.answer(node, BOOT, Condition::Whole, Verdict::Took, at, synced);
     }
 
     fn lacks(&mut self, node: NodeId, at: u64) {
-        self.answer(node, BOOT, false, Verdict::Lacks, at, 0);
+        self.answer(node, BOOT, Condition::Whole, Verdict::Lacks, at, 0);
     }
 
     fn ticks(&mut self, count: u32) {
@@ -177,12 +177,49 @@ fn an_amnesic_copy_counts_for_d1_only_and_makes_it_d0() {
     let mut bench = Bench::settled(0);
     bench.make(3, 0);
     bench.took(OWN, 3, 0);
-    bench.answer(B, BootId([7; 16]), true, Verdict::Took, 3, 0);
+    bench.answer(B, BootId([7; 16]), Condition::Amnesic, Verdict::Took, 3, 0);
     assert_eq!(bench.told(), []);
     bench.step(Input::Sync);
     bench.took(OWN, 3, 2);
-    bench.answer(B, BootId([7; 16]), true, Verdict::Took, 3, 3);
+    bench.answer(B, BootId([7; 16]), Condition::Amnesic, Verdict::Took, 3, 3);
     assert!(matches!(bench.told()[..], [Effect::Written(Point { at: Jseq(2), .. }), Effect::Durable(Jseq(2))]));
+}
+
+/// It may lack what stood before the records that agree, and what it was called for is not for itself to judge.
+#[test]
+fn a_damaged_copy_counts_for_nothing_until_it_is_amnesic() {
+    let mut bench = Bench::settled(0);
+    bench.make(3, 0);
+    bench.step(Input::Sync);
+    bench.took(OWN, 3, 3);
+    bench.answer(B, BOOT, Condition::Damaged, Verdict::Took, 3, 3);
+    assert_eq!((bench.told(), bench.owner.status()[1].condition), (vec![], Condition::Damaged));
+    bench.answer(B, BOOT, Condition::Amnesic, Verdict::Took, 3, 3);
+    let end = bench.end;
+    assert_eq!(bench.told(), [Effect::Written(end), Effect::Durable(Jseq(3))]);
+}
+
+/// A takeover may need it to bring the end of the epoch before to enough members, and which records were synced is known by then.
+#[test]
+fn a_damaged_copy_is_filled_before_the_epoch_is_open_and_called_whole_after() {
+    let mut bench = Bench::new(4, 4);
+    let words = |bench: &mut Bench| {
+        let heals =
+            bench.frames(C).into_iter().map(|append| (append.prev.at.0 + append.records.len() as u64, append.heals));
+        heals.filter_map(|(end, heal)| Some((end, heal?.to))).collect::<Vec<_>>()
+    };
+    bench.answer(C, BOOT, Condition::Damaged, Verdict::Lacks, 0, 0);
+    assert_eq!(words(&mut bench), [], "nothing is known of what it holds");
+    bench.answer(C, BOOT, Condition::Damaged, Verdict::Took, 2, 2);
+    assert_eq!(words(&mut bench), [(4, Condition::Amnesic)], "with what fills it, and not before");
+    bench.answer(C, BOOT, Condition::Damaged, Verdict::Took, 4, 2);
+    bench.ticks(4);
+    assert!(words(&mut bench).contains(&(4, Condition::Amnesic)), "until it is");
+    bench.answer(C, BOOT, Condition::Amnesic, Verdict::Took, 4, 4);
+    bench.ticks(20);
+    assert_eq!(words(&mut bench), []);
+    bench.step(Input::Opened);
+    assert_eq!(words(&mut bench), [(4, Condition::Whole)]);
 }
 
 /// What it said before it lost power is no more there.
@@ -191,7 +228,7 @@ fn what_a_member_said_in_a_life_that_ended_does_not_count() {
     let mut bench = Bench::settled(0);
     bench.make(3, 0);
     bench.took(B, 3, 0);
-    bench.answer(B, BootId([7; 16]), true, Verdict::Lacks, 0, 0);
+    bench.answer(B, BootId([7; 16]), Condition::Amnesic, Verdict::Lacks, 0, 0);
     bench.took(B, 3, 3);
     assert_eq!(bench.owner.status()[1].at, Jseq(0), "an answer that comes late");
     bench.took(OWN, 3, 3);
@@ -204,8 +241,13 @@ fn what_a_member_said_in_a_life_that_ended_does_not_count() {
 fn no_copy_is_called_whole_before_the_epoch_is_open() {
     let mut bench = Bench::new(4, 0);
     let other = BootId([7; 16]);
-    let healed = |bench: &mut Bench| bench.frames(C).iter().any(|append| append.heals == Some(life(C, other).process));
-    bench.answer(C, other, true, Verdict::Took, 4, 4);
+    let healed = |bench: &mut Bench| {
+        bench
+            .frames(C)
+            .iter()
+            .any(|append| append.heals == Some(Heal { process: life(C, other).process, to: Condition::Whole }))
+    };
+    bench.answer(C, other, Condition::Amnesic, Verdict::Took, 4, 4);
     bench.ticks(20);
     assert!(!healed(&mut bench));
     bench.step(Input::Opened);
@@ -219,8 +261,8 @@ fn no_copy_is_called_whole_that_lacks_what_earlier_owners_acked() {
     let other = BootId([7; 16]);
     let healed = |bench: &mut Bench| bench.frames(C).iter().map(|append| append.heals.is_some()).collect::<Vec<_>>();
     bench.step(Input::Opened);
-    bench.answer(C, other, true, Verdict::Lacks, 2, 2);
-    bench.answer(C, other, true, Verdict::Took, 2, 2);
+    bench.answer(C, other, Condition::Amnesic, Verdict::Lacks, 2, 2);
+    bench.answer(C, other, Condition::Amnesic, Verdict::Took, 2, 2);
     assert_eq!(healed(&mut bench), [false, false, true], "with what makes it full, and not before");
 }
 
@@ -318,7 +360,7 @@ fn a_later_promise_ends_it_and_an_answer_that_cannot_be_changes_nothing() {
         promise: Epoch(2),
         life: life(B, BOOT),
         verdict: Verdict::Took,
-        amnesic: false,
+        condition: Condition::Whole,
         at: Jseq(9),
         synced: Jseq(9),
     };
@@ -337,8 +379,8 @@ fn a_later_promise_ends_it_and_an_answer_that_cannot_be_changes_nothing() {
 #[test]
 fn a_copy_that_cannot_be_counts_for_nothing() {
     let mut bench = Bench::settled(0);
-    bench.answer(B, BOOT, false, Verdict::Conflict, 0, 0);
-    bench.answer(B, BOOT, false, Verdict::Conflict, 0, 0);
+    bench.answer(B, BOOT, Condition::Whole, Verdict::Conflict, 0, 0);
+    bench.answer(B, BOOT, Condition::Whole, Verdict::Conflict, 0, 0);
     assert_eq!(bench.told(), [Effect::Conflict(B)]);
     bench.make(2, 0);
     assert_eq!(bench.sent(B), []);

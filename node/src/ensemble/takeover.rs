@@ -10,13 +10,15 @@
 //! The end is where the highest copy of the open epoch ends, and not before what raft knows: where that epoch began, and the head of the
 //! sequence. A copy whose last record is of an earlier epoch missed the open one: what it holds beyond the beginning of that epoch
 //! is another past, and it serves for what lies before only.
+//!
+//! A damaged copy may lack anything that its member answered for. It is no answer and no end; what it holds is read where it joins.
 
 use bytes::Bytes;
 use velum_protocol::{
     id::{Epoch, Jseq, NodeId, VolumeId},
     peer::{
         Frame,
-        ensemble::{Fence, Fenced, Point, ReadTail, Tail},
+        ensemble::{Condition, Fence, Fenced, Point, ReadTail, Tail},
     },
 };
 
@@ -82,6 +84,21 @@ pub enum Reason {
         /// So many must.
         needed: usize,
         /// Who has not.
+        missing: Vec<NodeId>,
+    },
+    /// Members have answered whose copies are damaged, and too few besides them.
+    #[error(
+        "{answered} of the {needed} journals needed have answered; the journal of {} is damaged and may lack what was synced; start {}",
+        nodes(.damaged), nodes(.missing)
+    )]
+    TooDamaged {
+        /// So many have whose copies are not damaged.
+        answered: usize,
+        /// So many must.
+        needed: usize,
+        /// Whose copies are.
+        damaged: Vec<NodeId>,
+        /// Who has not answered.
         missing: Vec<NodeId>,
     },
     /// What was synced, or closed in raft, is missing.
@@ -247,7 +264,7 @@ impl Takeover {
                 self.fence(node, effects);
             }
         }
-        self.grace += u32::from(self.said().count() >= self.needed());
+        self.grace += u32::from(self.counting().count() >= self.needed());
         let waits = self.go_on(effects);
         if !self.is_done && self.ticks.is_multiple_of(WORD_TICKS) {
             effects.extend(waits.map(Effect::Waiting));
@@ -291,6 +308,16 @@ impl Takeover {
         trusted.filter_map(|member| Some((member.node, member.said.as_ref()?)))
     }
 
+    /// Copies that have all that was synced with their members.
+    fn counting(&self) -> impl Iterator<Item = (NodeId, &Fenced)> {
+        self.said().filter(|(_, fenced)| fenced.condition != Condition::Damaged)
+    }
+
+    fn damaged(&self) -> Vec<NodeId> {
+        let damaged = self.said().filter(|(_, fenced)| fenced.condition == Condition::Damaged);
+        damaged.map(|(node, _)| node).collect()
+    }
+
     fn missing(&self) -> Vec<NodeId> {
         self.members.iter().filter(|member| member.said.is_none()).map(|member| member.node).collect()
     }
@@ -314,14 +341,19 @@ impl Takeover {
 
     /// Does what can be done now; why nothing can, otherwise.
     fn go_on(&mut self, effects: &mut Vec<Effect>) -> Option<Reason> {
-        let (answered, needed, missing) = (self.said().count(), self.needed(), self.missing());
+        let (answered, needed, missing) = (self.counting().count(), self.needed(), self.missing());
         if answered < needed {
-            return Some(Reason::TooFew { answered, needed, missing });
+            let damaged = self.damaged();
+            return Some(if damaged.is_empty() {
+                Reason::TooFew { answered, needed, missing }
+            } else {
+                Reason::TooDamaged { answered, needed, damaged, missing }
+            });
         }
         if self.whole() < needed && !missing.is_empty() && self.grace < GRACE_TICKS {
             return Some(Reason::TooFew { answered: self.whole(), needed, missing });
         }
-        let ends = self.said().map(|(_, fenced)| self.end_of(fenced));
+        let ends = self.counting().map(|(_, fenced)| self.end_of(fenced));
         let end = ends.chain([self.floor()]).max_by_key(|end| end.at).unwrap_or(self.opening.head);
         let durable = self.durable();
         if durable > end.at {
@@ -351,7 +383,7 @@ impl Takeover {
     }
 
     fn whole(&self) -> usize {
-        self.said().filter(|(_, fenced)| !fenced.amnesic).count()
+        self.said().filter(|(_, fenced)| fenced.condition == Condition::Whole).count()
     }
 
     fn durable(&self) -> Jseq {
@@ -367,7 +399,10 @@ impl Takeover {
         let is_at_it = |node: NodeId| self.reading.is_some_and(|reading| reading.from == node);
         let fit = reach().filter(|(_, fenced)| fenced.base.at <= begun);
         // Whoever is being read from goes on; the own copy is nearest.
-        let best = fit.max_by_key(|(node, _)| (is_at_it(*node), *node == self.opening.node));
+        let rank = |(node, said): &(NodeId, &Fenced)| {
+            (is_at_it(*node), said.condition != Condition::Damaged, *node == self.opening.node)
+        };
+        let best = fit.max_by_key(rank);
         if best.is_some() || end.at <= head.at {
             return Ok(best.map(|(node, fenced)| (node, *fenced)));
         }

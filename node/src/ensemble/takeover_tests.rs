@@ -18,24 +18,28 @@ struct Copy {
     records: Records,
     epoch: u64,
     durable: u64,
-    amnesic: bool,
+    condition: Condition,
 }
 
 impl Copy {
     fn of(epoch: u64, records: &[(Bytes, Point)]) -> Self {
-        Self { base: START, records: records.to_vec(), epoch, durable: 0, amnesic: false }
+        Self { base: START, records: records.to_vec(), epoch, durable: 0, condition: Condition::Whole }
     }
 
     fn amnesic(self) -> Self {
-        Self { amnesic: true, ..self }
+        Self { condition: Condition::Amnesic, ..self }
+    }
+
+    fn damaged(self) -> Self {
+        Self { condition: Condition::Damaged, ..self }
     }
 
     fn fenced(&self) -> Fenced {
         let tail = self.records.last().map_or(self.base, |(_, point)| *point);
         let life: Life = LIFE;
         let tail_epoch = Epoch(if self.records.is_empty() { 0 } else { self.epoch });
-        let (amnesic, base, durable) = (self.amnesic, self.base, Jseq(self.durable));
-        Fenced { volume: VOLUME, promise: Epoch(9), life, amnesic, base, tail, tail_epoch, durable }
+        let (condition, base, durable) = (self.condition, self.base, Jseq(self.durable));
+        Fenced { volume: VOLUME, promise: Epoch(9), life, condition, base, tail, tail_epoch, durable }
     }
 
     /// The records asked for, at most `most` of them.
@@ -222,6 +226,55 @@ fn amnesic_copies_change_the_lineage_after_a_grace_and_a_whole_one_keeps_it() {
     bench.says(B, &b);
     bench.says(C, &c.amnesic());
     assert_eq!(bench.serve(&[(A, &a)]), Some((0, 4, end(&all), 0, true)), "nobody is left to wait for");
+}
+
+/// A copy that lacked what it had synced was taken for one that had lost power. When the copy that had it all was away for longer than
+/// the grace, the volume went on with less than barriers had covered.
+#[test]
+fn a_damaged_copy_is_no_answer_however_long_the_others_are_away() {
+    let all = records(5, START, 6, 0);
+    let (a, b) = (Copy::of(5, &all[..4]), Copy::of(5, &all[..2]).damaged());
+    let mut bench = Bench::new(opening(START));
+    bench.says(A, &a);
+    bench.says(B, &b);
+    bench.ticks(GRACE_TICKS * 10);
+    assert_eq!((bench.question(), bench.chosen()), (None, None));
+    let why = Reason::TooDamaged { answered: 1, needed: 2, damaged: vec![B], missing: vec![C] };
+    assert_eq!(bench.waits()[0], why);
+    assert_eq!(
+        why.to_string(),
+        "1 of the 2 journals needed have answered; the journal of node 2 is damaged and may lack what was synced; start node 3"
+    );
+    let c = Copy::of(5, &all).amnesic();
+    bench.says(C, &c);
+    assert_eq!(bench.serve(&[(C, &c)]), Some((0, 6, end(&all), 0, true)), "nobody is left to wait for");
+}
+
+#[test]
+fn where_all_have_answered_and_too_many_are_damaged_the_volume_stays_closed() {
+    let all = records(5, START, 4, 0);
+    let (whole, damaged) = (Copy::of(5, &all), Copy::of(5, &all).damaged());
+    let mut bench = Bench::new(opening(START));
+    bench.says(A, &whole);
+    bench.says(B, &damaged);
+    bench.says(C, &damaged);
+    bench.ticks(GRACE_TICKS * 10);
+    assert_eq!((bench.question(), bench.chosen()), (None, None));
+    assert!(bench.waits()[0].to_string().ends_with("all have answered, and what is missing is lost"));
+}
+
+/// Its end is no end, but what it holds is what it is: the chain says so.
+#[test]
+fn a_damaged_copy_is_read_where_no_other_goes_on() {
+    let all = records(5, START, 6, 0);
+    let late = Copy { base: all[2].1, ..Copy::of(5, &all[3..5]) };
+    let (a, b, c) = (late, Copy::of(5, &all[..1]), Copy::of(5, &all).damaged());
+    let mut bench = Bench::new(opening(START));
+    bench.says(A, &a);
+    bench.says(B, &b);
+    assert_eq!(bench.question(), None, "the first copy begins late");
+    bench.says(C, &c);
+    assert_eq!(bench.serve(&[(A, &a), (C, &c)]), Some((0, 5, all[4].1, 0, false)), "up to where the others end");
 }
 
 #[test]

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use velum_protocol::{
     id::{Epoch, Hash, Jseq, NodeId, VolumeId},
-    peer::{Frame, ensemble::Point},
+    peer::{
+        Frame,
+        ensemble::{Condition, Point},
+    },
 };
 
 use super::{
@@ -147,7 +150,7 @@ impl Owning {
         let standing = |member: MemberStanding| {
             let standing = match member {
                 MemberStanding { heard, .. } if heard > GONE_TICKS => Standing::Gone,
-                MemberStanding { at, amnesic: false, .. } if at >= written => Standing::Current,
+                MemberStanding { at, condition: Condition::Whole, .. } if at >= written => Standing::Current,
                 _ => Standing::Lagging,
             };
             (member.node, standing)

@@ -316,6 +316,7 @@ async fn begin_ownership(
         unsynced,
         replay,
         alone: ownership::kept_alone(&state.borrow(), node),
+        sequenced: state.borrow().volumes.iter().map(|(id, volume)| (*id, volume.head.last)).collect(),
     };
     let found = FoundCopies::look(env, known).await?;
     let (volumes, nodes, share) = (Rc::clone(state), Rc::clone(state), journal.bytes_for_volumes());

@@ -1,5 +1,5 @@
-//! The promise of a member of a volume's ensemble: which epochs it takes nothing of any more, and in which boot of its machine
-//! its copy was known to be whole.
+//! The promise of a member of a volume's ensemble: which epochs it takes nothing of any more, in which boot of its machine its copy
+//! was known to be whole, and whether the copy may lack what was synced.
 //!
 //! It is durable before the answer to a fence leaves: a member that forgot it could let an owner go on that was deposed.
 
@@ -38,8 +38,10 @@ pub struct Promise {
     pub volume: VolumeId,
     /// Nothing of an epoch below is taken.
     pub epoch: Epoch,
-    /// The boot in which the copy was whole; in another one, what was not synced may be gone.
+    /// The boot in which the copy was whole; in another one, what was not synced may be gone. Zero for none.
     pub whole_in: BootId,
+    /// The copy may lack what was synced, too. It is whole in no boot then.
+    pub is_damaged: bool,
 }
 
 impl Promise {
@@ -53,6 +55,7 @@ impl Promise {
         out.extend_from_slice(&self.volume.0);
         out.extend_from_slice(&self.epoch.0.to_le_bytes());
         out.extend_from_slice(&self.whole_in.0);
+        out.push(u8::from(self.is_damaged));
         out.resize(PROMISE_BYTES - 4, 0);
         out.extend_from_slice(&crc32c(&out).to_le_bytes());
         out.try_into().expect("the fields and the reserved bytes make up the file")
@@ -73,8 +76,13 @@ impl Promise {
         let (cluster, node) = (ClusterId(reader.array()?), NodeId(reader.u64()?));
         let (volume, epoch) = (VolumeId(reader.array()?), Epoch(reader.u64()?));
         let whole_in = BootId(reader.array()?);
+        let is_damaged = match (reader.array()?, whole_in) {
+            ([0], _) => false,
+            ([1], BootId::ZERO) => true,
+            _ => return Err(ReadError::Field("damaged").into()),
+        };
         reader.zeros("reserved")?;
-        Ok(Self { cluster, node, volume, epoch, whole_in })
+        Ok(Self { cluster, node, volume, epoch, whole_in, is_damaged })
     }
 }
 
@@ -88,7 +96,10 @@ mod tests {
         volume: VolumeId([0x70; 16]),
         epoch: Epoch(9),
         whole_in: BootId([0xb0; 16]),
+        is_damaged: false,
     };
+
+    const DAMAGED: Promise = Promise { whole_in: BootId::ZERO, is_damaged: true, ..PROMISED };
 
     #[test]
     fn it_reads_back_and_any_change_shows() {
@@ -105,11 +116,19 @@ mod tests {
 
     #[test]
     fn reserved_bytes_and_newer_files_are_refused() {
+        let with = |promise: Promise, at: usize, byte: u8| {
+            let mut bytes = promise.encode();
+            bytes[at] = byte;
+            let crc = crc32c(&bytes[..76]).to_le_bytes();
+            bytes[76..].copy_from_slice(&crc);
+            bytes
+        };
+        for bytes in [with(DAMAGED, 72, 2), with(DAMAGED, 73, 1), with(DAMAGED, 75, 1)] {
+            assert!(matches!(Promise::decode(&bytes), Err(PromiseError::Read(_))));
+        }
+        let both = Promise::decode(&with(PROMISED, 72, 1));
+        assert_eq!(both, Err(PromiseError::Read(ReadError::Field("damaged"))), "damaged, and whole in a boot");
         let mut bytes = PROMISED.encode();
-        bytes[72] = 1;
-        let crc = crc32c(&bytes[..76]).to_le_bytes();
-        bytes[76..].copy_from_slice(&crc);
-        assert!(matches!(Promise::decode(&bytes), Err(PromiseError::Read(_))));
         bytes[4] = 2;
         assert_eq!(Promise::decode(&bytes), Err(PromiseError::Lead(LeadError::Newer { found: 2, known: 1 })));
     }
@@ -119,5 +138,8 @@ mod tests {
         let golden = include_bytes!("../../tests/golden/promise-1.bin");
         assert_eq!(PROMISED.encode(), *golden);
         assert_eq!(Promise::decode(golden), Ok(PROMISED));
+        let golden = include_bytes!("../../tests/golden/promise-damaged-1.bin");
+        assert_eq!(DAMAGED.encode(), *golden);
+        assert_eq!(Promise::decode(golden), Ok(DAMAGED));
     }
 }

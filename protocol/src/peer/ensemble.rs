@@ -87,6 +87,47 @@ impl Marks {
     }
 }
 
+/// What a member's copy may lack of what the member answered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Condition {
+    /// Nothing.
+    Whole = 0,
+    /// What was not synced: the copy does not count for d0.
+    Amnesic = 1,
+    /// What was synced, too: the copy counts for nothing before an owner has filled it.
+    Damaged = 2,
+}
+
+impl Condition {
+    const ALL: [Self; 3] = [Self::Whole, Self::Amnesic, Self::Damaged];
+
+    fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
+        let [condition] = fields.array()?;
+        let known = Self::ALL.into_iter().find(|known| *known as u8 == condition);
+        known.ok_or(ReadError::Field("condition"))
+    }
+}
+
+/// An owner's word that a copy is in a better condition once its member has taken what the word comes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heal {
+    /// The process whose copy is meant; not zero.
+    pub process: [u8; 16],
+    /// What the copy is then: not damaged.
+    pub to: Condition,
+}
+
+impl Heal {
+    fn judge(process: [u8; 16], to: Condition) -> Result<Option<Self>, ReadError> {
+        match (process == [0; 16], to) {
+            (true, Condition::Whole) => Ok(None),
+            (false, Condition::Whole | Condition::Amnesic) => Ok(Some(Self { process, to })),
+            (true, _) | (_, Condition::Damaged) => Err(ReadError::Field("heals")),
+        }
+    }
+}
+
 /// Records for a member's copy, and the owner's marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Append {
@@ -98,8 +139,8 @@ pub struct Append {
     pub prev: Point,
     /// The owner's marks.
     pub marks: Marks,
-    /// The process whose copy is whole again once it has taken this.
-    pub heals: Option<[u8; 16]>,
+    /// What the copy is once this is taken, if that is better than what it was.
+    pub heals: Option<Heal>,
     /// Answer again when they are synced.
     pub sync: bool,
     /// The sealed records, in order; none to tell marks only.
@@ -111,17 +152,18 @@ impl Append {
         put_epoch(self.volume, self.epoch, out);
         self.prev.put(out);
         self.marks.put(out);
-        out.extend_from_slice(&self.heals.unwrap_or_default());
-        out.extend_from_slice(&[u8::from(self.sync), 0, 0, 0]);
+        let (process, to) = self.heals.map_or(([0; 16], Condition::Whole), |heal| (heal.process, heal.to));
+        out.extend_from_slice(&process);
+        out.extend_from_slice(&[u8::from(self.sync), to as u8, 0, 0]);
         put_records(&self.records, out);
     }
 
     pub(super) fn read(body: &Bytes, fields: &mut Reader<'_>) -> Result<Self, ReadError> {
         let (volume, epoch) = read_epoch(fields)?;
         let (prev, marks) = (Point::read(fields)?, Marks::read(fields)?);
-        let heals = Some(fields.array()?).filter(|process| *process != [0; 16]);
-        let sync = flag(fields, "sync")?;
-        zeros::<3>(fields)?;
+        let (process, sync) = (fields.array()?, flag(fields, "sync")?);
+        let heals = Heal::judge(process, Condition::read(fields)?)?;
+        zeros::<2>(fields)?;
         Ok(Self { volume, epoch, prev, marks, heals, sync, records: read_records(body, fields)? })
     }
 }
@@ -157,8 +199,8 @@ pub struct Appended {
     pub life: Life,
     /// What was done.
     pub verdict: Verdict,
-    /// The copy does not count for d0.
-    pub amnesic: bool,
+    /// What the copy may lack.
+    pub condition: Condition,
     /// See [`Verdict`].
     pub at: Jseq,
     /// Everything up to here is taken and synced.
@@ -170,7 +212,7 @@ impl Appended {
         put_epoch(self.volume, self.epoch, out);
         out.extend_from_slice(&self.promise.0.to_le_bytes());
         self.life.put(out);
-        out.extend_from_slice(&[self.verdict as u8, u8::from(self.amnesic), 0, 0]);
+        out.extend_from_slice(&[self.verdict as u8, self.condition as u8, 0, 0]);
         out.extend_from_slice(&self.at.0.to_le_bytes());
         out.extend_from_slice(&self.synced.0.to_le_bytes());
     }
@@ -181,13 +223,13 @@ impl Appended {
         let [verdict] = fields.array()?;
         let known = Verdict::ALL.into_iter().find(|known| *known as u8 == verdict);
         let verdict = known.ok_or(ReadError::Field("verdict"))?;
-        let amnesic = flag(fields, "amnesic")?;
+        let condition = Condition::read(fields)?;
         zeros::<2>(fields)?;
         let (at, synced) = (Jseq(fields.u64()?), Jseq(fields.u64()?));
         if synced > at {
             return Err(ReadError::Field("synced"));
         }
-        Ok(Self { volume, epoch, promise, life, verdict, amnesic, at, synced })
+        Ok(Self { volume, epoch, promise, life, verdict, condition, at, synced })
     }
 }
 
@@ -220,8 +262,8 @@ pub struct Fenced {
     pub promise: Epoch,
     /// Who answers.
     pub life: Life,
-    /// Something that this member answered for may be missing.
-    pub amnesic: bool,
+    /// What the copy may lack of what this member answered for.
+    pub condition: Condition,
     /// Before the first record held.
     pub base: Point,
     /// The last record held, or `base`.
@@ -236,7 +278,7 @@ impl Fenced {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         put_epoch(self.volume, self.promise, out);
         self.life.put(out);
-        out.extend_from_slice(&[u8::from(self.amnesic), 0, 0, 0]);
+        out.extend_from_slice(&[self.condition as u8, 0, 0, 0]);
         self.base.put(out);
         self.tail.put(out);
         out.extend_from_slice(&self.tail_epoch.0.to_le_bytes());
@@ -246,7 +288,7 @@ impl Fenced {
     pub(super) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
         let (volume, promise) = read_epoch(fields)?;
         let life = Life::read(fields)?;
-        let amnesic = flag(fields, "amnesic")?;
+        let condition = Condition::read(fields)?;
         zeros::<3>(fields)?;
         let (base, tail) = (Point::read(fields)?, Point::read(fields)?);
         let (tail_epoch, durable) = (Epoch(fields.u64()?), Jseq(fields.u64()?));
@@ -254,7 +296,7 @@ impl Fenced {
         if !can_be {
             return Err(ReadError::Field("tail"));
         }
-        Ok(Self { volume, promise, life, amnesic, base, tail, tail_epoch, durable })
+        Ok(Self { volume, promise, life, condition, base, tail, tail_epoch, durable })
     }
 }
 

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::{
     agreement::{Message, MessageKind, SnapshotHead},
-    ensemble::{Append, Appended, Confirm, Confirmed, Fence, Fenced, Life, Marks, Point, ReadTail, Tail},
+    ensemble::{
+        Append, Appended, Condition, Confirm, Confirmed, Fence, Fenced, Heal, Life, Marks, Point, ReadTail, Tail,
+    },
     forward::{Ask, Ended, FORWARD_EXTENTS_MAX, FORWARD_PIECE_BYTES_MAX, Forward, Refused, Told},
     *,
 };
@@ -81,7 +83,7 @@ fn records() -> Frame {
         epoch: Epoch(3),
         prev: point(8),
         marks: Marks { written: Jseq(7), durable: Jseq(6), trimmed: Jseq(5) },
-        heals: Some([0xd1; 16]),
+        heals: Some(Heal { process: [0xd1; 16], to: Condition::Whole }),
         sync: true,
         records: vec![Bytes::from(vec![0x11; 136]), Bytes::from(vec![0x22; 137])],
     })
@@ -94,7 +96,7 @@ fn appended() -> Appended {
         promise: Epoch(4),
         life: LIFE,
         verdict: ensemble::Verdict::Took,
-        amnesic: true,
+        condition: Condition::Amnesic,
         at: Jseq(10),
         synced: Jseq(9),
     }
@@ -105,12 +107,19 @@ fn fenced() -> Fenced {
         volume: VolumeId([0x70; 16]),
         promise: Epoch(4),
         life: LIFE,
-        amnesic: false,
+        condition: Condition::Whole,
         base: point(5),
         tail: point(10),
         tail_epoch: Epoch(3),
         durable: Jseq(6),
     }
+}
+
+/// What is said to a damaged copy that has been filled.
+fn filled() -> Append {
+    let Frame::Append(append) = records() else { unreachable!("records are appended") };
+    let heals = Some(Heal { process: [0xd1; 16], to: Condition::Amnesic });
+    Append { heals, sync: false, records: Vec::new(), ..append }
 }
 
 fn of_ensembles() -> Vec<Frame> {
@@ -124,6 +133,9 @@ fn of_ensembles() -> Vec<Frame> {
         Frame::Tail(Tail { volume, epoch: Epoch(4), prev: point(5), records: vec![Bytes::from(vec![0x33; 136])] }),
         Frame::Confirm(Confirm { volume, epoch: Epoch(4), ticket: 9 }),
         Frame::Confirmed(Confirmed { volume, promise: Epoch(4), ticket: 9 }),
+        Frame::Append(filled()),
+        Frame::Appended(Appended { condition: Condition::Damaged, ..appended() }),
+        Frame::Fenced(Fenced { condition: Condition::Damaged, ..fenced() }),
     ]
 }
 
@@ -476,7 +488,47 @@ fn frames_of_ensembles_keep_their_bytes() {
             "564c70720100170020000000",
             concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000"),
         ),
+        (
+            "564c70720100100070000000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0300000000000000",
+                "0800000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "0700000000000000",
+                "0600000000000000",
+                "0500000000000000",
+                "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1",
+                "00010000",
+                "00000000"
+            ),
+        ),
+        (
+            "564c70720100110054000000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0300000000000000",
+                "0400000000000000",
+                "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0",
+                "01020000",
+                "0a00000000000000",
+                "0900000000000000"
+            ),
+        ),
+        (
+            "564c7072010013009c000000",
+            concat!(
+                "70707070707070707070707070707070",
+                "0400000000000000",
+                "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0",
+                "02000000",
+                "0500000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "0a00000000000000e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0e0",
+                "0300000000000000",
+                "0600000000000000"
+            ),
+        ),
     ];
+    assert_eq!(of_ensembles().len(), goldens.len());
     for (frame, (header, body)) in of_ensembles().into_iter().zip(goldens) {
         let bytes = frame.encode();
         assert_eq!(hex(&bytes[..12]), header, "{frame:?}");
@@ -493,7 +545,10 @@ fn frames_of_ensembles_that_cannot_be_are_refused() {
     };
     let short = Frame::Append(Append { records: vec![Bytes::from(vec![0; 135])], ..append.clone() });
     let volume = append.volume;
+    let heal = |process, to| Frame::Append(Append { heals: Some(Heal { process, to }), ..append.clone() });
     let bad = [
+        heal([0xd1; 16], Condition::Damaged),
+        heal([0; 16], Condition::Amnesic),
         Frame::Append(Append { epoch: Epoch(0), ..append.clone() }),
         with_marks(5, 6, 5),
         with_marks(7, 5, 6),

@@ -31,6 +31,8 @@ pub enum Bug {
     TrimBeforeDurable,
     /// 30: a copy whose journal is damaged in the middle is cut there and counts as whole.
     CutAtDamage,
+    /// A copy that lacks what was synced is taken for one that lost power.
+    DamagedAsAmnesic,
     /// An end of an earlier epoch is believed.
     BelievedVoidEnd,
     /// Copies are called whole before the epoch is open.
@@ -40,7 +42,7 @@ pub enum Bug {
 }
 
 /// All planted bugs.
-pub const ALL: [Bug; 17] = [
+pub const ALL: [Bug; 18] = [
     Bug::AckAtOne,
     Bug::SyncAtOwner,
     Bug::UnstoredPromise,
@@ -55,6 +57,7 @@ pub const ALL: [Bug; 17] = [
     Bug::UnlinkedAppend,
     Bug::TrimBeforeDurable,
     Bug::CutAtDamage,
+    Bug::DamagedAsAmnesic,
     Bug::BelievedVoidEnd,
     Bug::HealedBeforeOpen,
     Bug::InheritedDurable,

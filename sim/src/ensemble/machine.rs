@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use velum_node::ensemble::{
     batch::{Held, judge},
-    member::{Found, Member},
+    member::{Found, Member, Noted},
     owner::Owner,
     takeover::Takeover,
 };
 use velum_protocol::{
     format::record::RecordHeader,
     id::{BootId, Epoch, Hash, Jseq, NodeId, Seq, VolumeId},
-    peer::ensemble::{Life, Point},
+    peer::ensemble::{Condition, Life, Point},
 };
 
 use crate::rng::Rng;
@@ -23,6 +23,11 @@ pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 /// Before the first record.
 pub(super) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
 
+/// What is stored beside a copy that is whole.
+pub(super) fn whole(epoch: Epoch, boot: BootId) -> Noted {
+    Noted { epoch, whole_in: boot, is_damaged: false }
+}
+
 /// One write to the journal.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
@@ -31,16 +36,16 @@ pub(super) enum Op {
 }
 
 /// What a node has stored.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Disk {
     pub(super) log: Vec<Op>,
     /// So many of them are on the medium.
     pub(super) synced: usize,
-    pub(super) promise: Option<(Epoch, BootId)>,
+    pub(super) promise: Option<Noted>,
     /// Promises that are being stored, oldest first.
-    pub(super) storing: VecDeque<(Epoch, BootId)>,
-    /// The journal ends in damage.
-    pub(super) torn: bool,
+    pub(super) storing: VecDeque<Noted>,
+    /// What a start finds wrong with the journal.
+    pub(super) reads: Condition,
 }
 
 /// A node.
@@ -53,6 +58,8 @@ pub(super) struct Machine {
     pub(super) disk: Disk,
     pub(super) up: Option<Up>,
     pub(super) paused_until_ms: u64,
+    /// When its journal lost what had been synced, until its copy was filled again.
+    pub(super) damaged_ms: Option<u64>,
 }
 
 /// A process.
@@ -89,6 +96,7 @@ pub(super) struct Owning {
     pub(super) known: Jseq,
     /// Sequence records that raft has not answered yet, oldest first.
     pub(super) sent: Vec<Sent>,
+    pub(super) began_ms: u64,
 }
 
 /// A sequence record on its way to raft.
@@ -102,7 +110,9 @@ pub(super) struct Sent {
 impl Machine {
     pub(super) fn new(node: NodeId) -> Self {
         let (boot, processes, stopped_cleanly, paused_until_ms) = (1, 0, false, 0);
-        Self { node, boot, processes, stopped_cleanly, disk: Disk::default(), up: None, paused_until_ms }
+        let (log, synced, promise) = (Vec::new(), 0, None);
+        let disk = Disk { log, synced, promise, storing: VecDeque::new(), reads: Condition::Whole };
+        Self { node, boot, processes, stopped_cleanly, disk, up: None, paused_until_ms, damaged_ms: None }
     }
 
     pub(super) fn start(&mut self) {
@@ -110,10 +120,10 @@ impl Machine {
         // What a start has read it syncs before it answers for it.
         self.disk.synced = self.disk.log.len();
         let mut found = self.find();
-        found.note_amnesia();
+        found.note_condition();
         self.disk.promise = found.promise;
         let member = Member::new(found);
-        (self.disk.torn, self.stopped_cleanly) = (false, false);
+        (self.disk.reads, self.stopped_cleanly) = (Condition::Whole, false);
         self.up = Some(Up { process: self.processes, member, role: Role::None });
     }
 
@@ -123,8 +133,8 @@ impl Machine {
         process[8..].copy_from_slice(&self.node.0.to_le_bytes());
         let life = Life { process, boot: BootId([self.boot; 16]) };
         let (base, held) = self.disk.copy(self.disk.log.len());
-        let (promise, stopped_cleanly, verifies) = (self.disk.promise, self.stopped_cleanly, !self.disk.torn);
-        Found { volume: VOLUME, life, promise, stopped_cleanly, verifies, base, held }
+        let (promise, stopped_cleanly, reads) = (self.disk.promise, self.stopped_cleanly, self.disk.reads);
+        Found { volume: VOLUME, life, promise, stopped_cleanly, reads, base, held }
     }
 
     /// The process ends; promises on their way are stored or not.
@@ -149,17 +159,26 @@ impl Machine {
             _ => rng.below(unsynced as u64 + 1) as usize,
         };
         self.disk.log.truncate(self.disk.synced + kept);
-        if kept > 0 && rng.chance(200_000) {
-            self.disk.torn = matches!(self.disk.log.pop(), Some(Op::Keep(_)));
+        if kept > 0 && rng.chance(200_000) && matches!(self.disk.log.pop(), Some(Op::Keep(_))) {
+            self.disk.reads = Condition::Amnesic;
         }
     }
 
-    /// The process ends, and a bit flips somewhere in the journal: no start reads what lies behind it.
+    /// The process ends, and the journal is damaged: its end is gone, or some of it. Within one boot it is known how much was synced,
+    /// and of what was not synced nothing counts behind the damage.
     pub(super) fn rot(&mut self, rng: &Rng) {
         self.kill(rng);
-        self.disk.log.truncate(rng.below(self.disk.log.len() as u64 + 1) as usize);
-        self.disk.synced = self.disk.synced.min(self.disk.log.len());
-        self.disk.torn = true;
+        let (all, synced) = (self.disk.log.len(), self.disk.synced);
+        let from = rng.below(all as u64 + 1) as usize;
+        let to = if rng.chance(500_000) { all } else { from + 1 + rng.below(20) as usize };
+        if to < synced {
+            self.disk.log.drain(from..to);
+            self.disk.synced -= to - from;
+        } else {
+            self.disk.log.truncate(from);
+            self.disk.synced = synced.min(from);
+        }
+        self.disk.reads = if from < synced { Condition::Damaged } else { Condition::Amnesic };
     }
 
     /// Everything is synced, and then the process ends.

@@ -32,8 +32,7 @@ pub struct Recipe {
     pub trouble_ms: u64,
     /// A bug of every node.
     pub bug: Option<Bug>,
-    /// Once a journal is damaged. Not in worlds that must keep everything: a takeover that waits in vain for the other copies goes
-    /// on with a damaged one, for it does not tell it from one that lost power and has all that was synced.
+    /// Journals are damaged, and nothing else is lost. Otherwise the seed decides whether they are, besides everything else.
     pub is_damaged: bool,
 }
 
@@ -53,7 +52,8 @@ impl Recipe {
     /// The world of a seed in which a bug is looked for.
     #[must_use]
     pub fn planted(seed: u64, bug: Bug) -> Self {
-        Self { bug: Some(bug), is_damaged: bug == Bug::CutAtDamage, ..Self::of(seed) }
+        let is_damaged = matches!(bug, Bug::CutAtDamage | Bug::DamagedAsAmnesic);
+        Self { bug: Some(bug), is_damaged, ..Self::of(seed) }
     }
 
     /// Runs it.

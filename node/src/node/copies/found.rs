@@ -13,14 +13,17 @@ use velum_protocol::{
         record::{HEADER_BYTES, RecordHeader, chain},
     },
     id::{BootId, ClusterId, Epoch, Hash, Jseq, NodeId, VolumeId},
-    peer::ensemble::{Life, Point},
+    peer::ensemble::{Condition, Life, Point},
 };
 
 use super::super::{boot::Unsynced, files, start::StartError};
 use crate::{
-    ensemble::{batch::Held, member::Found},
+    ensemble::{
+        batch::Held,
+        member::{Found, Noted},
+    },
     env::Env,
-    journal::{Position, Replay, StreamId, Tail},
+    journal::{Loss, Position, Replay, StreamId, Tail},
 };
 
 /// What is known of this start.
@@ -35,6 +38,8 @@ pub(in crate::node) struct Known<'a> {
     pub(in crate::node) replay: &'a Replay,
     /// The epochs of volumes whose journal this node has kept alone: no promise was asked of it.
     pub(in crate::node) alone: BTreeMap<VolumeId, Epoch>,
+    /// Up to where the sequence holds volumes, at least: nobody needs records of that any more.
+    pub(in crate::node) sequenced: BTreeMap<VolumeId, Jseq>,
 }
 
 /// All that was found.
@@ -59,9 +64,13 @@ impl FoundCopies {
             StreamId::Volume(volume) => Some(*volume),
             StreamId::Raft => None,
         });
-        let volumes: BTreeSet<VolumeId> = streams.chain(promises.keys().copied()).collect();
-        let copies = volumes.into_iter().map(|volume| {
-            let promise = promises.get(&volume).map(|promise| (promise.epoch, promise.whole_in));
+        // Of a copy that is lost as a whole the promise is left, or what the cluster knows of a volume that was kept here alone.
+        let volumes = streams.chain(promises.keys().copied()).chain(known.alone.keys().copied());
+        let copies = volumes.collect::<BTreeSet<VolumeId>>().into_iter().map(|volume| {
+            let promise = promises.get(&volume).map(|promise| {
+                let Promise { epoch, whole_in, is_damaged, .. } = *promise;
+                Noted { epoch, whole_in, is_damaged }
+            });
             (volume, find(&known, life, volume, promise))
         });
         let copies = copies.collect();
@@ -72,7 +81,7 @@ impl FoundCopies {
 /// A copy that was never kept.
 pub(super) fn nothing(volume: VolumeId, life: Life) -> Found {
     let base = Point { at: Jseq(0), chain: Hash::ZERO };
-    Found { volume, life, promise: None, stopped_cleanly: true, verifies: true, base, held: Vec::new() }
+    Found { volume, life, promise: None, stopped_cleanly: true, reads: Condition::Whole, base, held: Vec::new() }
 }
 
 /// Where the promise for a volume stands.
@@ -80,17 +89,27 @@ pub(super) fn path(promises: &Path, volume: VolumeId) -> PathBuf {
     promises.join(volume.to_string())
 }
 
+/// The file of a promise.
+pub(super) fn promise((cluster, node, volume): (ClusterId, NodeId, VolumeId), noted: Noted) -> Promise {
+    let Noted { epoch, whole_in, is_damaged } = noted;
+    Promise { cluster, node, volume, epoch, whole_in, is_damaged }
+}
+
 /// Stores that a copy is not whole: a later start, in this boot or after a clean stop, would find nothing wrong with what is left.
 pub(super) async fn note(
     env: &Env,
     promises: &Path,
-    (cluster, node, volume): (ClusterId, NodeId, VolumeId),
+    of: (ClusterId, NodeId, VolumeId),
     found: &Found,
 ) -> Result<(), StartError> {
-    let Some((epoch, whole_in)) = found.promise.filter(|(_, boot)| *boot == BootId::ZERO) else { return Ok(()) };
-    let path = path(promises, volume);
-    let promise = Promise { cluster, node, volume, epoch, whole_in };
-    files::replace(&*env.disk, &path, &promise.encode()).await.map_err(|error| StartError::disk(&path, error))
+    let Some(noted) = found.promise.filter(|noted| noted.whole_in == BootId::ZERO) else { return Ok(()) };
+    let path = path(promises, found.volume);
+    if noted.is_damaged {
+        tracing::warn!(volume = %found.volume, "the copy of the journal may lack what was synced; it counts for nothing until it is filled");
+    }
+    files::replace(&*env.disk, &path, &promise(of, noted).encode())
+        .await
+        .map_err(|error| StartError::disk(&path, error))
 }
 
 async fn read_promises(env: &Env, known: &Known<'_>) -> Result<BTreeMap<VolumeId, Promise>, StartError> {
@@ -117,56 +136,97 @@ async fn read_promises(env: &Env, known: &Known<'_>) -> Result<BTreeMap<VolumeId
     Ok(promises)
 }
 
-fn find(known: &Known<'_>, life: Life, volume: VolumeId, promise: Option<(Epoch, BootId)>) -> Found {
-    let stream = StreamId::Volume(volume);
-    let loss = known.replay.loss(stream);
-    let stored = known.replay.records.get(&stream).map(Vec::as_slice).unwrap_or_default();
-    let (base, held, joins) = join(stored);
-    let has_losses = !loss.records.is_empty() || loss.gaps || loss.end;
-    let is_cut = match known.unsynced {
-        Unsynced::Synced => known.replay.tail == Tail::Cut,
-        Unsynced::InPageCache => known.replay.tail != Tail::Whole,
-        Unsynced::Doubtful => true,
+fn find(known: &Known<'_>, life: Life, volume: VolumeId, promise: Option<Noted>) -> Found {
+    let stored = known.replay.records.get(&StreamId::Volume(volume)).map(Vec::as_slice).unwrap_or_default();
+    let sequenced = known.sequenced.get(&volume).copied().unwrap_or_default();
+    let run = Run::of(stored);
+    let reads = if is_damaged(known.replay.loss(StreamId::Volume(volume)), &run, sequenced) {
+        Condition::Damaged
+    } else {
+        reads_at_end(known.unsynced, known.replay.tail)
     };
-    let verifies = joins && !has_losses && !is_cut;
     // Kept alone: its boot is what the boot file says, and no other promise than its epoch was ever asked for.
-    let promise = promise.or_else(|| known.alone.get(&volume).map(|epoch| (*epoch, life.boot)));
-    let stopped_cleanly = known.unsynced == Unsynced::Synced;
-    let mut found = Found { volume, life, promise, stopped_cleanly, verifies, base, held };
-    found.note_amnesia();
+    let alone =
+        || known.alone.get(&volume).map(|epoch| Noted { epoch: *epoch, whole_in: life.boot, is_damaged: false });
+    let (promise, stopped_cleanly) = (promise.or_else(alone), known.unsynced == Unsynced::Synced);
+    let Run { base, held, .. } = run;
+    let mut found = Found { volume, life, promise, stopped_cleanly, reads, base, held };
+    found.note_condition();
     found
 }
 
-/// The records that follow each other up to the newest one, what the first of them follows, and whether nothing is missing
-/// between any two. A later epoch's first record voids what an earlier one left at its position and above.
-fn join(stored: &[(Position, Bytes)]) -> (Point, Vec<Held>, bool) {
-    let mut base = Point { at: Jseq(0), chain: Hash::ZERO };
-    let (mut held, mut joins): (Vec<Held>, bool) = (Vec::new(), true);
-    for (at, record) in stored {
-        let decoded = RecordHeader::decode(record).ok().filter(|(header, _)| header.jseq.0 > 0);
-        let Some(((header, sealed), lead)) = decoded.zip(record.first_chunk::<HEADER_BYTES>()) else {
-            joins = false;
-            continue;
-        };
-        let is_placed = (header.epoch.0, header.jseq.0) == (at.epoch, at.number);
-        joins &= is_placed;
-        let place = usize::try_from(header.jseq.0.saturating_sub(base.at.0 + 1)).unwrap_or(usize::MAX);
-        if header.jseq > base.at && place < held.len() {
-            held.truncate(place);
-        }
-        let end = held.last().map_or(base.chain, |last| last.chain);
-        if held.is_empty() || header.jseq <= base.at || place > held.len() || header.prev != end {
-            // A copy that began anew, or the first record. What lies before is not needed, or it is missing.
-            joins &= held.is_empty() || place > held.len();
-            held.clear();
-            base = Point { at: Jseq(header.jseq.0 - 1), chain: header.prev };
-        }
-        held.push(Held {
-            epoch: header.epoch,
-            chain: chain(lead, sealed),
-            durable: header.durable,
-            record: record.clone(),
-        });
-    }
-    (base, held, joins)
+/// True when records that had been synced may be missing. What a loss of power takes the journal does not call lost: that was not
+/// synced. What is missing below the beginning of the run may also have been trimmed, or never been there, when the copy began anew.
+fn is_damaged(loss: Loss, run: &Run, sequenced: Jseq) -> bool {
+    let is_needed = |at: &Position| at.number > sequenced.0;
+    let begins_in_doubt = run.base.at > sequenced && (loss.gaps || run.breaks);
+    loss.end || loss.records.iter().any(is_needed) || run.misfits.iter().any(is_needed) || begins_in_doubt
 }
+
+/// What the end of the journal says of all copies in it.
+fn reads_at_end(unsynced: Unsynced, tail: Tail) -> Condition {
+    match (unsynced, tail) {
+        // All of it was synced when the node stopped.
+        (Unsynced::Synced, Tail::Cut) => Condition::Damaged,
+        (Unsynced::Synced, Tail::Whole | Tail::Unknown) | (Unsynced::InPageCache, Tail::Whole) => Condition::Whole,
+        (Unsynced::InPageCache, Tail::Cut | Tail::Unknown) | (Unsynced::Doubtful, _) => Condition::Amnesic,
+    }
+}
+
+/// The records of a stream that follow each other up to the newest one.
+struct Run {
+    /// What the first of them follows.
+    base: Point,
+    held: Vec<Held>,
+    /// Some record does not follow the one before it, although it stands right behind.
+    breaks: bool,
+    /// Where records stand that are none, or others'.
+    misfits: Vec<Position>,
+}
+
+impl Run {
+    /// A later epoch's first record voids what earlier ones left at its position and above.
+    fn of(stored: &[(Position, Bytes)]) -> Self {
+        let base = Point { at: Jseq(0), chain: Hash::ZERO };
+        let mut own = Self { base, held: Vec::new(), breaks: false, misfits: Vec::new() };
+        let (mut following, mut void_from) = (Vec::with_capacity(stored.len()), Jseq(u64::MAX));
+        for (at, record) in stored.iter().rev() {
+            let decoded = RecordHeader::decode(record).ok();
+            let fits = decoded.filter(|(header, _)| (header.epoch.0, header.jseq.0) == (at.epoch, at.number));
+            let Some(((header, sealed), lead)) =
+                fits.filter(|_| at.number > 0).zip(record.first_chunk::<HEADER_BYTES>())
+            else {
+                own.misfits.push(*at);
+                continue;
+            };
+            if header.jseq < void_from {
+                void_from = header.jseq;
+                let (epoch, durable) = (header.epoch, header.durable);
+                let held = Held { epoch, chain: chain(lead, sealed), durable, record: record.clone() };
+                following.push((Point { at: Jseq(header.jseq.0 - 1), chain: header.prev }, held));
+            }
+        }
+        for (prev, held) in following.into_iter().rev() {
+            own.push(prev, held);
+        }
+        own
+    }
+
+    /// Takes the next record. One that does not follow begins the run anew: what lies before is missing, or needed no more.
+    fn push(&mut self, prev: Point, held: Held) {
+        let records = u64::try_from(self.held.len()).expect("a length in memory fits 64 bits");
+        let end = Point {
+            at: Jseq(self.base.at.0 + records),
+            chain: self.held.last().map_or(self.base.chain, |last| last.chain),
+        };
+        if self.held.is_empty() || prev != end {
+            self.breaks |= !self.held.is_empty() && prev.at == end.at;
+            (self.base, self.held) = (prev, Vec::new());
+        }
+        self.held.push(held);
+    }
+}
+
+#[cfg(test)]
+#[path = "found_tests.rs"]
+mod tests;

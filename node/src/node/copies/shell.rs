@@ -10,7 +10,7 @@ use std::{
 
 use velum_protocol::{
     format::promise::Promise,
-    id::{BootId, ClusterId, Epoch, NodeId, VolumeId},
+    id::{ClusterId, NodeId, VolumeId},
 };
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     actor::{self, Handle, Shell},
-    ensemble::member::{Effect, Input, Member},
+    ensemble::member::{Effect, Input, Member, Noted},
     env::Env,
     journal::{Journal, StreamId},
 };
@@ -85,7 +85,7 @@ impl Shell<Member> for CopyShell {
                     }
                 });
             }
-            Effect::Store { epoch, whole_in } => self.promises.store(epoch, whole_in, own),
+            Effect::Store(noted) => self.promises.store(noted, own),
             Effect::Send { to, frame } => {
                 self.write();
                 if !self.failed {
@@ -107,9 +107,8 @@ struct Promises {
 }
 
 impl Promises {
-    fn store(&self, epoch: Epoch, whole_in: BootId, own: &Handle<Input>) {
-        let (cluster, node, volume) = self.of;
-        self.waiting.borrow_mut().push_back(Promise { cluster, node, volume, epoch, whole_in });
+    fn store(&self, noted: Noted, own: &Handle<Input>) {
+        self.waiting.borrow_mut().push_back(found::promise(self.of, noted));
         if self.storing.replace(true) {
             return;
         }

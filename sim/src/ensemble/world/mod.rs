@@ -13,10 +13,10 @@ use velum_node::{
 };
 use velum_protocol::{
     format::metadata::{CloudName, Command, Proposal, RequestId, WrappedKey, WrappedVolumeKeys},
-    id::{ClusterId, Epoch, Hash, Jseq, KeyEpoch, NodeId, Seq},
+    id::{BootId, ClusterId, Epoch, Hash, Jseq, KeyEpoch, NodeId, Seq},
     peer::{
         self, Frame,
-        ensemble::{Append, Appended, Verdict},
+        ensemble::{Append, Appended, Condition, Verdict},
     },
 };
 
@@ -24,7 +24,7 @@ use super::{
     Recipe, Tally,
     bugs::Bug,
     ghost::Ghost,
-    machine::{Machine, Op, Role, Up, VOLUME},
+    machine::{self, Machine, Op, Role, Up, VOLUME},
 };
 use crate::{rng::Rng, runtime::Run, trace::Trace};
 
@@ -80,8 +80,6 @@ pub(super) struct World {
     granted_ms: u64,
     /// A disk was lost, and no ensemble has been opened since without its node.
     lost: Option<NodeId>,
-    /// The node whose journal was damaged.
-    damaged: Option<NodeId>,
     numbers: u64,
     /// Sequence records that were sealed.
     sealed: u64,
@@ -119,7 +117,6 @@ impl World {
             lost: None,
             numbers: 0,
             sealed: 0,
-            damaged: None,
             delay_ms_max,
             kinds,
             is_healed: false,
@@ -276,10 +273,18 @@ impl World {
     }
 
     fn stored(&mut self, node: NodeId, process: u64) {
+        let bug = self.recipe.bug;
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         if machine.up.as_ref().is_some_and(|up| up.process == process) {
             if let Some(promise) = machine.disk.storing.pop_front() {
                 machine.disk.promise = Some(promise);
+                let is_filled = match bug {
+                    // Nobody fills what passes for whole, and what passes for amnesic is filled when it is called whole.
+                    Some(Bug::CutAtDamage) => false,
+                    Some(Bug::DamagedAsAmnesic) => promise.whole_in != BootId::ZERO,
+                    _ => !promise.is_damaged,
+                };
+                machine.damaged_ms = machine.damaged_ms.filter(|_| !is_filled);
             }
             if !self.has(Bug::UnstoredPromise) {
                 self.step_member(node, member::Input::Stored);
@@ -376,7 +381,7 @@ impl World {
                     }
                 }
                 if self.has(Bug::CountedAmnesic) {
-                    fenced.amnesic = false;
+                    fenced.condition = Condition::Whole;
                 }
                 self.step_role(to, process, Told::Takeover(takeover::Input::Fenced(from, fenced)));
             }
@@ -415,7 +420,7 @@ impl World {
         let (stale, unchained) = (self.has(Bug::StaleEpoch), self.has(Bug::NoChainCheck));
         let Some(machine) = self.nodes.get_mut(&node).filter(|_| stale || unchained) else { return };
         let mut found = machine.find();
-        let promised = found.promise.map_or(Epoch(0), |(epoch, _)| epoch);
+        let promised = found.promise.map_or(Epoch(0), |noted| noted.epoch);
         let end = found.held.last().map_or(found.base.chain, |held| held.chain);
         let last = found.base.at.0 + found.held.len() as u64;
         let is_stale = stale && append.epoch < promised;
@@ -424,7 +429,7 @@ impl World {
         if !is_stale && !is_unchained {
             return;
         }
-        found.promise = Some((promised.min(append.epoch), found.life.boot));
+        found.promise = Some(machine::whole(promised.min(append.epoch), found.life.boot));
         if is_unchained {
             (found.base, found.held) = (append.prev, Vec::new());
         } else {
@@ -455,8 +460,8 @@ impl World {
                 let through = machine.disk.log.len();
                 self.later(1 + slow_ms, Event::Synced { node, process, through });
             }
-            member::Effect::Store { epoch, whole_in } => {
-                machine.disk.storing.push_back((epoch, whole_in));
+            member::Effect::Store(noted) => {
+                machine.disk.storing.push_back(noted);
                 if self.has(Bug::UnstoredPromise) {
                     self.step_member(node, member::Input::Stored);
                 }
@@ -464,7 +469,7 @@ impl World {
                 self.later(9, Event::Stored { node, process });
             }
             member::Effect::Send { to, frame } => {
-                let promise = machine.disk.promise.map_or(Epoch(0), |(epoch, _)| epoch);
+                let promise = machine.disk.promise.map_or(Epoch(0), |noted| noted.epoch);
                 match &frame {
                     Frame::Appended(appended) if appended.verdict == Verdict::Took && appended.epoch < promise => {
                         self.fail(format!("OWN2: node {node} took {:?} and has promised {promise:?}", appended.epoch));

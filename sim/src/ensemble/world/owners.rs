@@ -21,7 +21,7 @@ use velum_protocol::{
 use super::{Event, Told, World};
 use crate::ensemble::{
     bugs::Bug,
-    machine::{Owning, Role, Up, VOLUME},
+    machine::{self, Machine, Owning, Role, Up, VOLUME},
 };
 
 impl World {
@@ -63,7 +63,7 @@ impl World {
     fn peek(&mut self, node: NodeId, process: u64, other: NodeId, epoch: Epoch) {
         let Some(machine) = self.nodes.get(&other).filter(|machine| machine.up.is_some()) else { return };
         let mut found = machine.find();
-        found.promise = Some((epoch, found.life.boot));
+        found.promise = Some(machine::whole(epoch, found.life.boot));
         let (mut member, mut effects) = (member::Member::new(found), Vec::new());
         let fence = Fence { volume: VOLUME, epoch };
         member.step(member::Input::Fence(node, fence), &mut effects);
@@ -143,6 +143,7 @@ impl World {
     ) {
         let (lowest, early, head) =
             (self.has(Bug::LowestEnd), self.has(Bug::HealedBeforeOpen), self.state.volumes[&VOLUME].head.last);
+        let began_ms = self.now_ms;
         let Some(up) = self.up(node, process) else { return };
         let Role::Taking { epoch, closes, members, tails, .. } = &up.role else { return };
         if let Some(tail) = tails.iter().min().filter(|tail| lowest && **tail >= head && **tail < end.at) {
@@ -176,6 +177,7 @@ impl World {
             durable: base.at,
             known: durable,
             sent: Vec::new(),
+            began_ms,
         };
         up.role = Role::Owning(Box::new(owning));
         self.note("chosen", node, &[epoch.0, base.at.0, end.at.0, u64::from(lineage_changes)]);
@@ -238,7 +240,7 @@ impl World {
         if owning.epoch != epoch {
             return;
         }
-        let (closes, end) = (owning.closes, owning.end);
+        let (closes, end, began_ms) = (owning.closes, owning.end, owning.began_ms);
         let (lineage_changes, members) = (owning.lineage_changes, owning.members.clone());
         let command =
             Command::CloseEpoch { volume: VOLUME, epoch, closes, last: end.at, chain: end.chain, lineage_changes };
@@ -251,7 +253,8 @@ impl World {
             self.judge(verdict);
             // What was lost since with a disk, or to damage, was there.
             let holds = |node: &NodeId| {
-                self.damaged == Some(*node) || self.nodes.get(node).is_none_or(|machine| machine.disk.has_synced(end))
+                let was_there = |machine: &Machine| machine.damaged_ms.is_some_and(|at_ms| at_ms >= began_ms);
+                self.nodes.get(node).is_none_or(|machine| was_there(machine) || machine.disk.has_synced(end))
             };
             let copies = members.iter().filter(|node| holds(node)).count();
             let in_clouds = self.state.volumes[&VOLUME].head.last;

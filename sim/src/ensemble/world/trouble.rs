@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use velum_node::metadata::Answer;
-use velum_protocol::{format::metadata::Command, id::NodeId};
+use velum_protocol::{format::metadata::Command, id::NodeId, peer::ensemble::Condition};
 
 use super::{Event, World};
 use crate::{
@@ -46,13 +46,16 @@ const KINDS: [(u32, Trouble); 11] = [
     (20, Trouble::Grant),
 ];
 
-/// The kinds of a world. One machine at a time may lose something: where a journal is damaged, nothing else is lost.
+/// The kinds of a world. In a quarter of them journals are damaged, besides everything else; where damage is looked for alone,
+/// nothing else is lost.
 pub(super) fn draw(rng: &Rng, is_damaged: bool) -> Vec<(u32, Trouble)> {
     let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| rng.chance(600_000)).collect();
     kinds.push((6, Trouble::Grant));
+    if rng.chance(250_000) || is_damaged {
+        kinds.push((6, Trouble::Rot));
+    }
     if is_damaged {
         kinds.retain(|(_, kind)| !matches!(kind, Trouble::PowerLoss | Trouble::AllLosePower | Trouble::LostDisk));
-        kinds.push((6, Trouble::Rot));
     }
     kinds
 }
@@ -174,7 +177,7 @@ impl World {
         let is_kept = self.state.ensembles.get(&VOLUME).is_some_and(|ensemble| {
             ensemble.opened_members.len() > 2 && (!ensemble.opened_members.contains(&node) || self.lost.is_none())
         });
-        if !is_kept || self.lost.is_some() || self.state.volumes[&VOLUME].owner == Some(node) {
+        if !is_kept || self.misses_a_copy() || self.state.volumes[&VOLUME].owner == Some(node) {
             return;
         }
         self.tally.count("lost disks");
@@ -184,16 +187,25 @@ impl World {
         self.join();
     }
 
-    /// A journal is damaged; once in a world, for nobody says when the copy is whole again.
+    /// One machine at a time may lack what it had synced: more than that nobody promises to bear.
+    fn misses_a_copy(&self) -> bool {
+        self.lost.is_some() || self.nodes.values().any(|machine| machine.damaged_ms.is_some())
+    }
+
+    /// A journal is damaged.
     fn rot(&mut self, node: NodeId, for_ms: u64) {
-        if self.damaged.is_some() || self.process(node).is_none() {
+        if self.misses_a_copy() || self.process(node).is_none() {
             return;
         }
-        self.damaged = Some(node);
         self.down(node, for_ms, "damaged journals", Machine::rot);
-        if self.has(Bug::CutAtDamage) {
-            self.nodes.entry(node).and_modify(|machine| machine.disk.torn = false);
-        }
+        let (now_ms, bug) = (self.now_ms, self.recipe.bug);
+        let Some(machine) = self.nodes.get_mut(&node) else { return };
+        machine.damaged_ms = (machine.disk.reads == Condition::Damaged).then_some(now_ms);
+        machine.disk.reads = match bug {
+            Some(Bug::CutAtDamage) => Condition::Whole,
+            Some(Bug::DamagedAsAmnesic) => Condition::Amnesic,
+            _ => machine.disk.reads,
+        };
     }
 
     pub(super) fn heal(&mut self) {
