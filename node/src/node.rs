@@ -94,6 +94,8 @@ pub(crate) struct Assembly {
     peers: Option<members::Peers>,
     /// What it does about volumes then.
     ownership: Option<Rc<ownership::Ownership>>,
+    /// Which of them it waits for.
+    waiting: Rc<takeover::Waiting>,
     metadata: Metadata,
     clouds: Rc<CloudSet>,
     fetcher: Fetcher,

@@ -36,9 +36,17 @@ impl Assembly {
             let open = state.offers.iter().filter(|(_, offer)| offer.taken_by.is_none());
             open.map(|(node, _)| node.0).collect()
         });
-        let advice = advice(leader, &nodes, &volumes);
+        let advice = advice(leader, &nodes, &volumes, &self.waits());
         let cluster = self.keyring.cluster().to_string();
         ClusterStatus { cluster, node: self.node.0, leader, nodes, volumes, offered, advice }
+    }
+
+    /// Volumes that this node is to take over and cannot, and why.
+    fn waits(&self) -> Vec<(String, String)> {
+        self.metadata.with(|state| {
+            let live = state.volumes.iter().filter(|(_, volume)| !volume.deleted);
+            live.filter_map(|(id, volume)| Some((volume.name.clone(), self.waiting.reason(*id)?))).collect()
+        })
     }
 
     fn standings(&self, state: &State) -> Vec<VolumeStanding> {
@@ -186,13 +194,19 @@ fn current(owning: &Owning) -> Vec<u64> {
 }
 
 /// What an operator should do, the most urgent first.
-fn advice(leader: Option<u64>, nodes: &[MemberStatus], volumes: &[VolumeStanding]) -> Vec<String> {
+fn advice(
+    leader: Option<u64>,
+    nodes: &[MemberStatus],
+    volumes: &[VolumeStanding],
+    waits: &[(String, String)],
+) -> Vec<String> {
     let mut advice = Vec::new();
     if leader.is_none() {
         advice.push(
             "there is no leader, so nothing is agreed on or flushed: start nodes until a majority runs".to_owned(),
         );
     }
+    advice.extend(waits.iter().map(|(name, why)| format!("{name} is not served: {why}")));
     for node in nodes.iter().filter(|node| !node.reached && node.role != MemberRole::Joining) {
         let number = node.node;
         advice.push(if node.volumes.is_empty() {
@@ -256,10 +270,13 @@ mod tests {
         use MemberRole::{Joining, Leader, Voter};
         let (one, two) = (node(1, Leader, true, &["a"]), node(2, Voter, true, &[]));
         assert!(
-            advice(Some(1), &[one.clone(), two.clone(), node(3, Voter, true, &[])], &[kept_by(&[1, 2, 3])]).is_empty()
+            advice(Some(1), &[one.clone(), two.clone(), node(3, Voter, true, &[])], &[kept_by(&[1, 2, 3])], &[])
+                .is_empty()
         );
-        assert!(advice(Some(1), std::slice::from_ref(&one), &[kept_by(&[])]).is_empty(), "one node is no fault");
-        let words = |nodes: &[MemberStatus], leader| advice(leader, nodes, &[kept_by(&[1, 3])]).join("\n");
+        assert!(advice(Some(1), std::slice::from_ref(&one), &[kept_by(&[])], &[]).is_empty(), "one node is no fault");
+        let waits = [("w".to_owned(), "start node 3".to_owned())];
+        assert_eq!(advice(Some(1), std::slice::from_ref(&one), &[], &waits), ["w is not served: start node 3"]);
+        let words = |nodes: &[MemberStatus], leader| advice(leader, nodes, &[kept_by(&[1, 3])], &[]).join("\n");
         assert!(words(&[one.clone(), two.clone()], Some(1)).contains("2 voters bear no more losses than 1"));
         let gone = words(&[one.clone(), two.clone(), node(3, Voter, false, &[])], Some(1));
         assert!(gone.contains("velum cluster remove 3"), "{gone}");

@@ -487,6 +487,7 @@ async fn assemble(
         doors: RefCell::default(),
         stopping: Cell::new(false),
         looked_through: Cell::new(false),
+        waiting: Rc::default(),
         boot,
         _lock: lock,
         config,

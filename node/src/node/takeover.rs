@@ -3,7 +3,7 @@
 //! Raft has granted the epoch before. What is asked and awaited here goes on until it is done or the epoch is over: members
 //! come back, and nobody else may decide what the open epoch left.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -25,7 +25,7 @@ use crate::{
     actor::{self, Handle, Shell},
     ensemble::{
         owner,
-        takeover::{Effect, Input, Opening, Takeover},
+        takeover::{Effect, Input, Opening, Reason, Takeover},
     },
     metadata::{MetadataError, Rejection},
 };
@@ -38,6 +38,28 @@ pub(super) struct TakenOver {
     pub(super) owning: Owning,
     /// The sealed records behind the base, oldest first.
     pub(super) records: Vec<Bytes>,
+}
+
+/// Why volumes that were granted to this node are not taken over yet.
+#[derive(Default)]
+pub(super) struct Waiting(RefCell<BTreeMap<VolumeId, Reason>>);
+
+impl Waiting {
+    pub(super) fn reason(&self, volume: VolumeId) -> Option<String> {
+        self.0.borrow().get(&volume).map(Reason::to_string)
+    }
+}
+
+/// The wait for one takeover; it is over with this, however that ends.
+struct Wait {
+    waiting: Rc<Waiting>,
+    volume: VolumeId,
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.waiting.0.borrow_mut().remove(&self.volume);
+    }
 }
 
 /// What fencing and reading gave.
@@ -133,7 +155,9 @@ impl Assembly {
         let machine = Takeover::new(opening, &mut first);
         let (done, chosen) = oneshot::channel();
         let machine = Stoppable::new(machine, first);
-        let shell = TakeoverShell { volume, copies: copies.clone(), done: Some(done) };
+        let waiting = Rc::clone(&self.waiting);
+        let _wait = Wait { waiting: Rc::clone(&waiting), volume };
+        let shell = TakeoverShell { volume, copies: copies.clone(), waiting, done: Some(done) };
         let handle = actor::start(Rc::clone(&self.env.clock), machine.clone(), shell);
         copies.listen(volume, Rc::new(TakeoverEar(handle.clone())));
         handle.call(Input::Tick);
@@ -187,6 +211,7 @@ impl Ear for TakeoverEar {
 struct TakeoverShell {
     volume: VolumeId,
     copies: Copies,
+    waiting: Rc<Waiting>,
     done: Option<oneshot::Sender<Result<Chosen, OpenError>>>,
 }
 
@@ -195,7 +220,12 @@ impl Shell<Stoppable<Takeover>> for TakeoverShell {
         let chosen = match effect {
             Effect::Send { to, frame } => return self.copies.send(to, frame),
             Effect::Waiting(why) => {
-                return tracing::warn!(volume = %self.volume, %why, "the volume is not taken over yet");
+                tracing::warn!(volume = %self.volume, %why, "the volume is not taken over yet");
+                // Nobody waits any more for what is over.
+                if self.done.as_ref().is_some_and(|done| !done.is_closed()) {
+                    self.waiting.0.borrow_mut().insert(self.volume, why);
+                }
+                return;
             }
             Effect::Chosen { base, records, end, durable, lineage_changes } => {
                 Ok(Chosen { base, records, end, durable, lineage_changes })
