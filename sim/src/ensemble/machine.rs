@@ -168,9 +168,20 @@ impl Machine {
     /// and of what was not synced nothing counts behind the damage.
     pub(super) fn rot(&mut self, rng: &Rng) {
         self.kill(rng);
-        let (all, synced) = (self.disk.log.len(), self.disk.synced);
+        let all = self.disk.log.len();
         let from = rng.below(all as u64 + 1) as usize;
-        let to = if rng.chance(500_000) { all } else { from + 1 + rng.below(20) as usize };
+        self.lose(from, if rng.chance(500_000) { all } else { from + 1 + rng.below(20) as usize });
+    }
+
+    /// As [`Self::rot`], and it is the end that is gone: where the copy begins nothing tells of it.
+    pub(super) fn rot_at_end(&mut self, rng: &Rng) {
+        self.kill(rng);
+        let all = self.disk.log.len();
+        self.lose(rng.below(all as u64 + 1) as usize, all);
+    }
+
+    fn lose(&mut self, from: usize, to: usize) {
+        let synced = self.disk.synced;
         if to < synced {
             self.disk.log.drain(from..to);
             self.disk.synced -= to - from;

@@ -197,8 +197,9 @@ impl World {
         if self.misses_a_copy() || self.process(node).is_none() {
             return;
         }
-        self.down(node, for_ms, "damaged journals", Machine::rot);
         let (now_ms, bug) = (self.now_ms, self.recipe.bug);
+        let is_hidden = matches!(bug, Some(Bug::CutAtDamage | Bug::DamagedAsAmnesic));
+        self.down(node, for_ms, "damaged journals", if is_hidden { Machine::rot_at_end } else { Machine::rot });
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         machine.damaged_ms = (machine.disk.reads == Condition::Damaged).then_some(now_ms);
         machine.disk.reads = match bug {
