@@ -632,6 +632,34 @@ fn a_copy_is_whole_when_the_records_it_lacks_are_appended_again() {
     }
 }
 
+/// The end of a copy may have stood where nothing can be read any more. The file that told so was kept for as long as the stream got no
+/// new record, so that each start took a copy for damaged that had been filled long ago.
+#[test]
+fn damage_that_was_made_up_for_is_not_found_for_ever() {
+    for makes_up in [false, true] {
+        let disk = ended(300, true);
+        let (path, offset) = place_of(&disk, 6);
+        disk.damage(&path, |bytes| bytes[offset..offset + 396].fill(0));
+        let on = disk.clone();
+        life(&disk, async move {
+            let (journal, replay) = Journal::open(&env(&on, 1), dir(), SETTINGS, IDENTITY).await.unwrap();
+            assert!(replay.loss(stream(1)).end);
+            // Nothing was lost of this one, it turns out; and the clouds have all of it.
+            if makes_up {
+                journal.made_up(stream(1));
+            }
+            journal.trim(stream(1), at(5));
+            for number in 1..=60 {
+                journal.append(stream(2), at(number), &body(stream(2), number, 20_000)).unwrap();
+                journal.sync().await.unwrap();
+                journal.trim(stream(2), at(number.saturating_sub(2)));
+            }
+        });
+        let (_, replay) = open(&disk).unwrap();
+        assert_eq!(replay.loss(stream(1)).end, !makes_up);
+    }
+}
+
 #[test]
 fn a_removed_stream_is_not_replayed_once_a_new_file_began() {
     let disk = filled(3, 100);

@@ -117,6 +117,8 @@ pub enum Effect {
     Send { to: NodeId, frame: Frame },
     /// Records up to here, the last one of this epoch, are needed no more.
     Trim { epoch: Epoch, through: Jseq },
+    /// Nothing is missing any more that was synced: later starts need not find that it was.
+    MadeUp,
 }
 
 /// Why a promise is being stored.
@@ -408,6 +410,7 @@ impl Member {
                 self.append(owner, &asked, effects);
             }
             Storing::Heal(by, epoch, to) => {
+                effects.extend((self.condition == Condition::Damaged).then_some(Effect::MadeUp));
                 self.condition = to;
                 effects.extend((epoch == self.promise).then(|| self.answer(by, epoch, Verdict::Took, self.agreed)));
             }

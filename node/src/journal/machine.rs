@@ -414,6 +414,11 @@ impl Machine {
         state.trimmed = state.trimmed.max(Some(through));
     }
 
+    /// What a stream may have lost in damaged files is made up for elsewhere: they need not tell of it any more.
+    pub(super) fn made_up(&mut self, stream: StreamId) {
+        self.files.values_mut().for_each(|state| state.pins.retain(|pinned| *pinned != stream));
+    }
+
     /// True when the record is still needed.
     pub(super) fn is_live(&self, stream: StreamId, at: Position) -> bool {
         self.streams.get(&stream).and_then(|state| state.trimmed).is_none_or(|trimmed| at > trimmed)

@@ -232,6 +232,12 @@ impl Journal {
         self.shared.trim(stream, through);
     }
 
+    /// Says that all that a stream lost to damage was appended again, or is known not to be missing. Until then files that tell of
+    /// such a loss are kept.
+    pub fn made_up(&self, stream: StreamId) {
+        self.shared.0.borrow_mut().machine.made_up(stream);
+    }
+
     /// Says that a stream is needed no more, now and ever.
     pub fn remove(&self, stream: StreamId) {
         self.shared.trim(stream, machine::REMOVED);

@@ -163,13 +163,14 @@ fn is_damaged(loss: Loss, run: &Run, sequenced: Jseq) -> bool {
     loss.end || loss.records.iter().any(is_needed) || run.misfits.iter().any(is_needed) || begins_in_doubt
 }
 
-/// What the end of the journal says of all copies in it.
-fn reads_at_end(unsynced: Unsynced, tail: Tail) -> Condition {
+/// What the end of the journal says of all copies in it. What it lacks there had not been synced, also after a clean stop: a start that
+/// was broken off may have left such an end behind the one that the stop had synced.
+const fn reads_at_end(unsynced: Unsynced, tail: Tail) -> Condition {
     match (unsynced, tail) {
-        // All of it was synced when the node stopped.
-        (Unsynced::Synced, Tail::Cut) => Condition::Damaged,
         (Unsynced::Synced, Tail::Whole | Tail::Unknown) | (Unsynced::InPageCache, Tail::Whole) => Condition::Whole,
-        (Unsynced::InPageCache, Tail::Cut | Tail::Unknown) | (Unsynced::Doubtful, _) => Condition::Amnesic,
+        (Unsynced::Synced, Tail::Cut)
+        | (Unsynced::InPageCache, Tail::Cut | Tail::Unknown)
+        | (Unsynced::Doubtful, _) => Condition::Amnesic,
     }
 }
 

@@ -76,10 +76,10 @@ fn damage_is_what_may_have_been_synced_and_is_not_in_the_sequence_yet() {
 
 /// An end that was not synced is what a loss of power takes, and what a bit that flips takes of it is no worse.
 #[test]
-fn a_lost_end_is_damage_only_where_all_was_synced() {
-    use Condition::{Amnesic, Damaged, Whole};
+fn an_end_that_was_not_synced_is_no_damage() {
+    use Condition::{Amnesic, Whole};
     let of = |unsynced| [Tail::Whole, Tail::Cut, Tail::Unknown].map(|tail| reads_at_end(unsynced, tail));
-    assert_eq!(of(Unsynced::Synced), [Whole, Damaged, Whole]);
+    assert_eq!(of(Unsynced::Synced), [Whole, Amnesic, Whole]);
     assert_eq!(of(Unsynced::InPageCache), [Whole, Amnesic, Amnesic]);
     assert_eq!(of(Unsynced::Doubtful), [Amnesic; 3]);
 }

@@ -93,6 +93,10 @@ impl Shell<Member> for CopyShell {
                 }
             }
             Effect::Trim { epoch, through } => self.journal.trim(self.stream(), position(epoch, through)),
+            Effect::MadeUp => {
+                tracing::info!(volume = %self.volume, "the copy of the journal that was damaged is filled again");
+                self.journal.made_up(self.stream());
+            }
         }
     }
 }

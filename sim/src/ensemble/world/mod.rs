@@ -456,6 +456,8 @@ impl World {
         match effect {
             member::Effect::Keep { record, .. } => machine.disk.log.push(Op::Keep(record)),
             member::Effect::Trim { epoch, through } => machine.disk.log.push(Op::Trim(epoch, through)),
+            // Nothing of the damage is left in these journals.
+            member::Effect::MadeUp => {}
             member::Effect::Sync => {
                 let through = machine.disk.log.len();
                 self.later(1 + slow_ms, Event::Synced { node, process, through });
