@@ -450,7 +450,8 @@ impl World {
     }
 
     fn perform_member(&mut self, node: NodeId, effect: member::Effect) {
-        let slow_ms = self.rng.below(8);
+        // What asks nothing of the disk draws nothing.
+        let slow_ms = if effect == member::Effect::MadeUp { 0 } else { self.rng.below(8) };
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         let process = machine.processes;
         match effect {
