@@ -134,7 +134,7 @@ pub struct Unreadable {
 const PATIENCE_MS: u64 = 10_000;
 
 /// Without any answer for so long, an attached guest tries another door.
-const ATTACHED_PATIENCE_MS: u64 = 1_500;
+const ATTACHED_PATIENCE_MS: u64 = 700;
 
 /// Longer than any world.
 const NEVER_MS: u64 = 1 << 40;

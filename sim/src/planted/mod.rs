@@ -179,11 +179,10 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
             Trouble::CloudFlaky(turn as usize % options.clouds)
         })),
         Planted::LivingDead => {
-            let paused = |node: usize| Event {
-                at_ms: 1_500 + 4_000 * node as u64,
-                node,
-                trouble: Trouble::Paused,
-                for_ms: 3_000,
+            // Long enough to be given up, and short enough to be still linked to the owner.
+            let paused = |node: usize| {
+                let at_ms = 1_500 + 6_000 * node as u64;
+                Event { at_ms, node, trouble: Trouble::Paused, for_ms: 2_000 }
             };
             Some((0..3).map(paused).collect())
         }
@@ -198,7 +197,7 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
 /// Attached guests of three nodes, who write little and often in one place: what an old connection left comes between what is read.
 fn going_elsewhere(options: Options) -> Options {
     let load = Load { connections: 1, depth: 8, hot_blocks: 4, blocks_max: 1, pause_ms_max: 20, ..options.load };
-    let (attached, nodes, guests_ms, volume_blocks) = (true, 3, GUESTS_MS_MAX, vec![16]);
+    let (attached, nodes, guests_ms, volume_blocks) = (true, 3, 20_000, vec![16]);
     Options { attached, nodes, guests_ms, owners_must_return: false, volume_blocks, load, ..options }
 }
 

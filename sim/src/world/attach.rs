@@ -32,9 +32,10 @@ impl World {
     /// The name under which a guest finds its volume now.
     async fn attached(&self, at: usize) -> Option<String> {
         let guest = &self.guests[at];
-        let (host, name) = (self.owner(guest), guest.export.clone());
+        let name = guest.export.clone();
         let known = guest.attachment.borrow().clone();
-        let list = host.admin(Request::ListAttachments { name: name.clone() }, ADMIN_MS_MAX).await?.ok()?;
+        // Any node knows; a steal is the owner's to do.
+        let list = self.host().admin(Request::ListAttachments { name: name.clone() }, ADMIN_MS_MAX).await?.ok()?;
         let stands = |list: &Response| matches!(list, Response::Attachments(live) if live.iter().any(|made| Some(&made.export) == known.as_ref()));
         if stands(&list) && !self.rng.chance(STEAL_PPM) {
             return known;
@@ -42,7 +43,7 @@ impl World {
         // With the bug a connection that a newer one takes the place of goes on.
         let connections = if self.planted == Some(Planted::LivingDead) { 16 } else { 1 };
         let attach = Attach { shared: false, connections, host: name.clone(), steal: true };
-        let made = host.admin(Request::Attach { name, attach }, ADMIN_MS_MAX).await?.ok()?;
+        let made = self.owner(guest).admin(Request::Attach { name, attach }, ADMIN_MS_MAX).await?.ok()?;
         let Response::Attachment(made) = made else { return None };
         self.sim.count("attachments", 1);
         *guest.attachment.borrow_mut() = Some(made.export.clone());
