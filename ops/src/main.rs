@@ -54,7 +54,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Make, list, show, resize, flush and delete volumes, and say who may use them
+    /// Make, list, show, resize, flush, attach and delete volumes, and say who may use them
     Volume {
         #[command(flatten)]
         target: client::Target,

@@ -104,8 +104,9 @@ pub(crate) enum Volume {
         #[arg(long, value_parser = byte_range)]
         range: Option<ByteRange>,
     },
-    /// Attach a host to a volume: gives the export name under which its connections find the volume at every node, until it is
-    /// detached, stolen or its lineage changes
+    /// Attach a host to a volume: gives the export name under which it finds the volume at every node
+    ///
+    /// The name holds until the attachment is detached or stolen, or the volume's lineage changes.
     Attach {
         /// The volume
         #[arg(value_parser = volume_name)]
@@ -137,7 +138,7 @@ pub(crate) enum Volume {
         #[arg(value_parser = volume_name)]
         name: String,
     },
-    /// Let one of the hosts that share a volume write a range, or nobody; ask the node that serves the volume
+    /// Let one of the hosts that share a volume write a range, or nobody; ask the node that serves it
     Permit {
         /// The volume
         #[arg(value_parser = volume_name)]

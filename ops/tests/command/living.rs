@@ -114,7 +114,7 @@ fn without_plain_exports_no_name_is_served_and_the_log_says_so() {
     node.stop(Signal::TERM).expect(0, &["plain_exports"]);
     let checked = bench.velum(&["config", "check", &config]).expect(0, &[]);
     assert!(
-        checked.stdout.contains("plain_exports") && checked.stdout.contains("nothing is served"),
+        checked.stdout.contains("plain_exports") && checked.stdout.contains("under no name of its own"),
         "{}",
         checked.stdout
     );
