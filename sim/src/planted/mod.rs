@@ -150,7 +150,9 @@ impl World {
 pub fn world(seed: u64, bug: Planted) -> World {
     let group = group::Recipe { planted: Some(bug), ..group::Recipe::of(seed) };
     match bug {
-        Planted::SnapshotInPlace | Planted::HashOrder => World::Group(group),
+        Planted::HashOrder => World::Group(group),
+        // Whatever else goes wrong keeps members from coming to that I/O.
+        Planted::SnapshotInPlace => World::Group(group::Recipe { only: Some(group::Trouble::EndAtIo), ..group }),
         Planted::VotesAfterLoss => {
             World::Group(group::Recipe { members: 3, only: Some(group::Trouble::LostVoter), ..group })
         }
