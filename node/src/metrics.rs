@@ -301,10 +301,7 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
             nbd: make.nbd(),
-            admin: AdminMetrics {
-                requests: make.counter("velum_admin_requests_total", "Requests to the admin API"),
-                refused: make.counter("velum_admin_refused_requests_total", "Requests to the admin API turned away"),
-            },
+            admin: make.admin(),
             refusals: make.counter_by("velum_audit_refusals_total", "Requests that a gate turned down"),
             dirty: DirtyMetrics {
                 bytes: make.gauge("velum_dirty_bytes", "Bytes not cloud-durable yet"),

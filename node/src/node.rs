@@ -31,6 +31,7 @@ mod quota;
 mod records;
 mod resync;
 mod service;
+mod settings;
 mod start;
 mod steps;
 mod stoppable;

@@ -5,7 +5,10 @@ use prometheus::{
     core::{Collector, GenericCounter, GenericGauge},
 };
 
-use super::label::{By, Label};
+use super::{
+    AdminMetrics,
+    label::{By, Label},
+};
 
 /// Makes and registers metrics.
 pub(super) struct Make(pub(super) Registry);
@@ -15,6 +18,13 @@ impl Make {
         let metric = metric.expect("names and labels here are valid");
         self.0.register(Box::new(metric.clone())).expect("each name is given once");
         metric
+    }
+
+    pub(super) fn admin(&self) -> AdminMetrics {
+        AdminMetrics {
+            requests: self.counter("velum_admin_requests_total", "Requests to the admin API"),
+            refused: self.counter("velum_admin_refused_requests_total", "Requests to the admin API turned away"),
+        }
     }
 
     pub(super) fn counter(&self, name: &str, help: &str) -> IntCounter {

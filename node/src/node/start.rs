@@ -35,16 +35,14 @@ use super::{
     members::{self, Peers},
     ownership::{self, Ownership},
     quota::Quota,
-    resync,
+    resync, settings,
     switches::{self, Switches},
 };
 use crate::{
     actor,
-    array::{
-        ArrayContext, ArraySettings, catalogue::Catalogue, flush::machine::Triggers, life, reclaim::retire, repair,
-    },
+    array::{ArrayContext, catalogue::Catalogue, life, reclaim::retire, repair},
     audit::Audit,
-    cache::{DiskCache, DiskCacheSettings, MemoryCache},
+    cache::{DiskCache, MemoryCache},
     cloud::{
         CloudSet, Fetcher, OpenCloudError,
         identity::{Identity, Place},
@@ -52,7 +50,7 @@ use crate::{
     config::{CloudConfig, Listen, NodeConfig},
     consensus::{self, Consensus, ConsensusError},
     env::{CloudStoreError, Credentials, Env, Listener},
-    journal::{self, Journal, JournalError, JournalIdentity, JournalSettings, Replay, Tail},
+    journal::{self, Journal, JournalError, JournalIdentity, Replay, Tail},
     keyring::{KeyError, Keyring, ProviderSecret},
     metadata::{Metadata, Rejection, State, state::CloudEntry},
     metrics::Metrics,
@@ -352,7 +350,7 @@ struct Examined {
 async fn examine(env: &Env, config: &NodeConfig, layout: &Layout, keyring: &Keyring) -> Result<Examined, StartError> {
     let identity = JournalIdentity { cluster: keyring.cluster(), node: config.node };
     let (boot, unsynced) = Boot::find(env, layout, identity).await?;
-    let (journal, mut replay) = Journal::examine(env, &layout.journal(), journal_settings(config), identity).await?;
+    let (journal, mut replay) = Journal::examine(env, &layout.journal(), settings::journal(config), identity).await?;
     report(&replay);
     let state = Rc::new(RefCell::new(State::new(keyring.cluster(), Vec::new(), 1)));
     let applier = Rc::new(RefCell::new(MetadataApplier::new(Rc::clone(&state))));
@@ -441,7 +439,7 @@ async fn assemble(
     let place = |url: &str| Place { may_be_new: !used.contains(url), is_shared: peers.is_some() };
     let clouds = CloudSet::open(&env, &config.placed_clouds(), quorum, (&identity, &place), &metrics)?;
     let fetcher = Fetcher::new(&env, &clouds, keyring.clone());
-    let disk_cache = DiskCache::open(&env, disk_cache_settings(&config, &keyring)).await;
+    let disk_cache = DiskCache::open(&env, settings::disk_cache(&config, &keyring)).await;
     let clouds = Rc::new(clouds);
     let array = ArrayContext::new(
         &env,
@@ -451,7 +449,7 @@ async fn assemble(
         Rc::clone(&clouds),
         Rc::clone(&audit),
         Arc::clone(&metrics),
-        array_settings(&config),
+        settings::array(&config),
     )
     .with_keeper(members::keeper(peers.is_none(), &consensus));
     let catalogue = Catalogue::start(&array);
@@ -574,31 +572,4 @@ fn used_clouds(config: &NodeConfig, metadata: &Metadata) -> BTreeSet<String> {
         let clouds = config.placed_clouds().into_iter();
         clouds.filter(|cloud| state.is_in_use(&CloudName(cloud.name.clone()))).map(|cloud| cloud.url).collect()
     })
-}
-
-fn disk_cache_settings(config: &NodeConfig, keyring: &Keyring) -> DiskCacheSettings {
-    DiskCacheSettings {
-        dir: Layout::new(&config.dir).cache(),
-        bytes_max: config.cache.disk_bytes.bytes(),
-        cluster: keyring.cluster(),
-        node: config.node,
-    }
-}
-
-fn journal_settings(config: &NodeConfig) -> JournalSettings {
-    JournalSettings {
-        file_bytes: config.journal.file_bytes.bytes(),
-        files_at_start: usize::try_from(config.journal.files_initial).unwrap_or(usize::MAX),
-        bytes_max: config.journal.bytes_max.bytes(),
-    }
-}
-
-fn array_settings(config: &NodeConfig) -> ArraySettings {
-    ArraySettings {
-        flush: Triggers { bytes: config.flush.bytes.bytes(), interval: config.flush.interval },
-        checkpoint_records: config.checkpoint.records,
-        checkpoint_bytes: config.checkpoint.bytes.bytes(),
-        reclaim_grace: config.reclaim.grace,
-        compact_live_percent: config.compact.live_percent,
-    }
 }

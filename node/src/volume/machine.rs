@@ -7,7 +7,7 @@
 //! where it lies, and takes it from the memory cache or has the frame fetched.
 //!
 //! The parts, one file each: `write` (order, room, partial blocks), `journaled` (positions, acks, barriers, poison),
-//! `read` (reads, status, prefetch), `gather` (where a block's contents come from), `ahead` (sequential read-ahead),
+//! `read` (reads, status, prefetch), `judged` (gate 2), `gather` (where a block's contents come from), `ahead` (sequential read-ahead),
 //! `flush` (windows and what becomes of them). They are methods of one struct, because they are one state.
 //!
 //! Invariants:
@@ -36,7 +36,6 @@ use velum_protocol::{
 
 use super::{
     ahead::Streams,
-    blocks::Blocks,
     budget::DirtyBudget,
     buffer::Buffer,
     gather::Gathering,
@@ -47,11 +46,7 @@ use super::{
 use crate::{
     actor::Machine,
     audit::ByteRange,
-    cache::{
-        BlockLocation, MemoryCache,
-        gate::{Access, Decision, Gate},
-        permits::Permits,
-    },
+    cache::{BlockLocation, MemoryCache, gate::Gate, permits::Permits},
     env::Instant,
     extent::ExtentMap,
 };
@@ -447,52 +442,6 @@ impl VolumeMachine {
                 self.zero(now, origin, offset, length, fua, effects);
             }
             Operation::Barrier => self.barrier(origin, effects),
-        }
-    }
-
-    /// Bounds and gate 2, for every request alike: `Some(range)` of blocks to go on with, `None` when it was answered here.
-    pub(super) fn admit_range(
-        &mut self,
-        origin: Origin,
-        bytes: ByteRange,
-        right: Right,
-        effects: &mut Vec<Effect>,
-    ) -> Option<Blocks> {
-        let end = bytes.offset.checked_add(bytes.length).filter(|end| *end <= self.size_bytes());
-        if end.is_none() {
-            self.refuse(origin, Refusal::OutOfRange, effects);
-            return None;
-        }
-        if bytes.length == 0 {
-            self.reply(origin, Outcome::Done, effects);
-            return None;
-        }
-        let blocks = Blocks::of(bytes);
-        if !self.judge(origin.session, blocks, bytes, right, effects) {
-            self.refuse(origin, Refusal::NotAllowed, effects);
-            return None;
-        }
-        self.passed += 1;
-        Some(blocks)
-    }
-
-    /// Asks gate 2; a refusal leaves its one audit record here.
-    pub(super) fn judge(
-        &self,
-        session: SessionId,
-        blocks: Blocks,
-        bytes: ByteRange,
-        right: Right,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(Session { principal, attachment, .. }) = self.sessions.get(&session) else { return false };
-        let access = Access { first: BlockIndex(blocks.first), count: BlockCount(blocks.count), right };
-        match (self.gate.judge(principal, access), self.permits.judge(*attachment, access)) {
-            (Decision::Allowed, Decision::Allowed) => true,
-            _ => {
-                effects.push(Effect::Refused { principal: Rc::clone(principal), right, range: bytes });
-                false
-            }
         }
     }
 

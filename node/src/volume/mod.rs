@@ -11,6 +11,7 @@ pub mod buffer;
 mod flush;
 mod gather;
 mod journaled;
+mod judged;
 pub mod machine;
 pub mod messages;
 mod read;

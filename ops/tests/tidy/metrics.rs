@@ -21,7 +21,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
 
 /// Names of the metrics that the node registers.
 fn registered() -> BTreeSet<String> {
-    let sources = ["node/src/metrics.rs", "node/src/metrics/cluster.rs"].map(read);
+    let sources = ["node/src/metrics.rs", "node/src/metrics/cluster.rs", "node/src/metrics/make.rs"].map(read);
     let quoted = sources.iter().flat_map(|text| text.split('"').skip(1).step_by(2));
     let names: BTreeSet<String> = quoted
         .filter(|text| text.starts_with("velum_") && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
@@ -83,6 +83,9 @@ fn metric_names_have_their_unit_last() {
         "velum_peer_down_links",
         "velum_cluster_nodes",
         "velum_ensemble_members",
+        "velum_attachments",
+        "velum_attachment_connections",
+        "velum_attachment_permits",
         "velum_ensemble_wanted_members",
         "velum_volume_lineage",
         "velum_cloud_up",
