@@ -36,8 +36,6 @@ pub struct Attachments {
     pub live: BTreeMap<Handle, Attachment>,
     /// The number of the last connection that began.
     pub last_connection: u64,
-    /// Counts changes of the permits.
-    pub permits_version: u64,
     /// Disjoint, by first block: one past the last, and who may write there.
     pub permits: BTreeMap<BlockIndex, (BlockIndex, Handle)>,
 }
@@ -71,15 +69,12 @@ impl Attachments {
 
     fn end(&mut self, handle: Handle) -> Result<(), Rejection> {
         self.live.remove(&handle).ok_or(Rejection::NotAttached)?;
-        let before = self.permits.len();
         self.permits.retain(|_, (_, holder)| *holder != handle);
-        self.permits_version += u64::from(self.permits.len() != before);
         Ok(())
     }
 
     fn end_all(&mut self) {
         self.live.clear();
-        self.permits_version += u64::from(!self.permits.is_empty());
         self.permits.clear();
     }
 
@@ -97,7 +92,6 @@ impl Attachments {
         if let Some(holder) = holder {
             self.permits.insert(first, (end, holder));
         }
-        self.permits_version += 1;
     }
 }
 

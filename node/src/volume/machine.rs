@@ -477,8 +477,11 @@ impl VolumeMachine {
 
     /// The same for permits.
     fn set_permits(&mut self, now: Instant, permits: Permits, effects: &mut Vec<Effect>) {
-        self.permits = permits;
-        self.rejudge_writes(now, effects);
+        // It is told with every change of the metadata, and most are of something else.
+        if self.permits != permits {
+            self.permits = permits;
+            self.rejudge_writes(now, effects);
+        }
     }
 
     fn set_size(&mut self, now: Instant, blocks: u64, effects: &mut Vec<Effect>) {
