@@ -391,8 +391,10 @@ impl Member {
     }
 
     fn store(&mut self, storing: Storing, effects: &mut Vec<Effect>) {
-        let condition = if let Storing::Heal(.., to) = storing { to } else { self.condition };
         self.storing.push_back(storing);
+        // What is on its way to the file stays true of the copy: a promise made meanwhile is not to take it back.
+        let heals = |storing: &Storing| if let Storing::Heal(.., to) = storing { Some(*to) } else { None };
+        let condition = self.storing.iter().rev().find_map(heals).unwrap_or(self.condition);
         effects.push(Effect::Store(Noted::of(self.promise, condition, self.life.boot)));
     }
 

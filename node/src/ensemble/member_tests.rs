@@ -358,6 +358,28 @@ fn what_was_filled_by_an_owner_counts_for_no_later_one() {
     assert_eq!((told.promise, told.condition), (Epoch(2), Condition::Damaged));
 }
 
+/// A fence that came between wrote the damage into the file again: two copies of three were damaged in the end, each healed long
+/// before the other one was, and their volume waited for ever.
+#[test]
+fn a_promise_does_not_take_back_that_a_copy_was_filled() {
+    let all = records(1, START, 3, 0);
+    let marks = Marks { written: Jseq(3), durable: Jseq(3), trimmed: Jseq(0) };
+    let mut member = damaged(START, held(&all[..2]));
+    step(&mut member, heal(Condition::Amnesic, LIFE.process, marks, all[1].1, &all[2..]));
+    assert_eq!(stores(&step(&mut member, Input::Synced)), [noted(1, BootId::ZERO)]);
+    assert_eq!(stores(&step(&mut member, fence(2))), [noted(2, BootId::ZERO)]);
+    let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all)));
+    step(&mut member, Input::Append(OWNER, append(1, START, &[])));
+    step(&mut member, Input::Stored);
+    assert_eq!(
+        stores(&step(&mut member, heal(Condition::Whole, LIFE.process, marks, all[2].1, &[]))),
+        [noted(1, BOOT)]
+    );
+    assert_eq!(stores(&step(&mut member, fence(2))), [noted(2, BOOT)]);
+    step(&mut member, Input::Stored);
+    assert_eq!(told(&step(&mut member, Input::Stored)).condition, Condition::Whole);
+}
+
 /// What it holds agrees with the owner's, and what stood before it is gone: at that place a copy that had lost power would only be
 /// told to go on.
 #[test]
