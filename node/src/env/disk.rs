@@ -49,6 +49,12 @@ pub trait Disk {
 pub trait File {
     /// Writes all of `bytes` at `offset` into the page cache. Synchronous: a copy in memory, no disk I/O is waited for.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Like [`File::write_at`], away from the caller's thread where there is another one: for what nobody waits for, since a file system
+    /// that must find room takes its time. Of two writes that are under way at once either may be the first.
+    fn write_behind(&self, offset: u64, bytes: Bytes) -> Local<io::Result<()>> {
+        let written = self.write_at(offset, &bytes);
+        Box::pin(async move { written })
+    }
     /// Reads exactly `len` bytes at `offset`; `UnexpectedEof` when the file is shorter.
     fn read_at(&self, offset: u64, len: usize) -> Local<io::Result<Bytes>>;
     /// Like `fdatasync`: on success everything written before the call is durable, with the length needed to read it.

@@ -74,6 +74,8 @@ async fn bytes_read_back_as_written(env: &Env, dir: &Path) {
     let large = vec![7; 3 << 20];
     file.write_at(1 << 20, &large).expect("3 MiB can be written at once");
     assert!(read(&file, 1 << 20, 3 << 20).await == large, "3 MiB read back otherwise");
+    file.write_behind(4089, vec![4; 2].into()).await.expect("it can be written from elsewhere");
+    assert_eq!(read(&file, 4088, 4).await, [1, 4, 4, 2], "what was written behind is there when that is done");
 }
 
 async fn reads_past_the_end_are_refused(env: &Env, dir: &Path) {
@@ -151,6 +153,7 @@ async fn a_read_only_file_takes_no_writes(env: &Env, dir: &Path) {
     create(env, &path).await.write_at(0, b"same").expect("it can be written");
     let file = env.disk.open(&path, OpenMode::Read).await.expect("it can be opened");
     assert!(file.write_at(0, b"gone").is_err(), "a file opened for reading was written");
+    assert!(file.write_behind(0, b"gone"[..].into()).await.is_err(), "and so it was from elsewhere");
     assert_eq!(read(&file, 0, 4).await, b"same");
 }
 

@@ -307,7 +307,7 @@ fn adjacent_blocks_are_written_and_read_together() {
         let world = World::new(bytes_for(1000));
         let cache = world.open().await;
         world.fill(&cache, 0..512).await;
-        assert_eq!(world.disk.0.writes.get(), 1 + 2 * 32, "a header, and two writes per batch of 16");
+        assert_eq!(world.disk.0.writes.get(), 1 + 2 * 8, "a header, and two writes per batch of 64");
         world.disk.0.reads.set(0);
         assert_eq!(world.read(&cache, 0..256).await, 256);
         assert_eq!(world.disk.0.reads.get(), 4, "runs of 64 slots");

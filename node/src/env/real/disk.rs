@@ -2,7 +2,7 @@
 //!
 //! Writes and size changes are done at once, for they only fill the page cache. Reads are tried at once without waiting
 //! (`RWF_NOWAIT`) and go to a thread when the page cache does not hold the bytes. Syncs have threads of their own, so that
-//! none waits behind a read.
+//! none waits behind a read, and so have writes that nobody waits for.
 
 use std::{
     any::Any,
@@ -22,7 +22,7 @@ use rustix::{
 
 use velum_protocol::id::BootId;
 
-use super::pool::Pool;
+use super::{pool::Pool, priority};
 use crate::env::{Disk, File, Local, OpenMode};
 
 /// Where Linux says which boot this is: a random UUID, drawn anew whenever the kernel starts.
@@ -32,12 +32,15 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const IO_THREADS: usize = 4;
 /// Threads for syncs: the journal's must not wait for the cache's.
 const SYNC_THREADS: usize = 2;
+/// Threads for writes that nobody waits for.
+const BEHIND_THREADS: usize = 1;
 /// Operations waiting for a thread.
 const JOBS_MAX: usize = 1024;
 
 pub(super) struct RealDisk {
     io: Rc<Pool>,
     sync: Rc<Pool>,
+    behind: Rc<Pool>,
 }
 
 impl RealDisk {
@@ -45,6 +48,7 @@ impl RealDisk {
         Ok(Self {
             io: Rc::new(Pool::start("disk", IO_THREADS, JOBS_MAX, || ())?),
             sync: Rc::new(Pool::start("sync", SYNC_THREADS, JOBS_MAX, || ())?),
+            behind: Rc::new(Pool::start("behind", BEHIND_THREADS, JOBS_MAX, priority::yield_to_guests)?),
         })
     }
 }
@@ -53,9 +57,9 @@ impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> Local<io::Result<Rc<dyn File>>> {
         let path = path.to_owned();
         let opened = self.io.call(move || open(&path, mode));
-        let (io, sync) = (Rc::clone(&self.io), Rc::clone(&self.sync));
+        let (io, sync, behind) = (Rc::clone(&self.io), Rc::clone(&self.sync), Rc::clone(&self.behind));
         Box::pin(async move {
-            let file: Rc<dyn File> = Rc::new(RealFile { file: Arc::new(opened.await?), io, sync });
+            let file: Rc<dyn File> = Rc::new(RealFile { file: Arc::new(opened.await?), io, sync, behind });
             Ok(file)
         })
     }
@@ -135,11 +139,17 @@ struct RealFile {
     file: Arc<fs::File>,
     io: Rc<Pool>,
     sync: Rc<Pool>,
+    behind: Rc<Pool>,
 }
 
 impl File for RealFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_behind(&self, offset: u64, bytes: Bytes) -> Local<io::Result<()>> {
+        let file = Arc::clone(&self.file);
+        self.behind.call(move || file.write_all_at(&bytes, offset))
     }
 
     fn read_at(&self, offset: u64, len: usize) -> Local<io::Result<Bytes>> {
