@@ -49,20 +49,28 @@ pub fn judge(prev: Point, epoch: Epoch, records: &[Bytes]) -> Result<Vec<Held>, 
     let (mut before, mut earliest) = (prev, Epoch(0));
     let mut judged = Vec::with_capacity(records.len());
     for record in records {
-        let (header, sealed) = RecordHeader::decode(record)?;
-        if before.at.0.checked_add(1) != Some(header.jseq.0) || header.prev != before.chain {
-            return Err(BatchFault::Order(header.jseq));
-        }
-        if header.epoch > epoch || header.epoch < earliest || header.epoch.0 == 0 {
-            return Err(BatchFault::Epoch(header.jseq));
-        }
-        let bytes = record.first_chunk::<HEADER_BYTES>().expect("a decoded record begins with its header");
-        let held =
-            Held { epoch: header.epoch, chain: chain(bytes, sealed), durable: header.durable, record: record.clone() };
-        (before, earliest) = (Point { at: header.jseq, chain: held.chain }, header.epoch);
+        let held = judge_one(before, (earliest, epoch), record.clone())?;
+        (before, earliest) = (Point { at: before.at.next(), chain: held.chain }, held.epoch);
         judged.push(held);
     }
     Ok(judged)
+}
+
+/// What the record that follows `prev` is, of an epoch within bounds.
+///
+/// # Errors
+/// When it is no record, or is not to be there.
+pub(super) fn judge_one(prev: Point, (earliest, latest): (Epoch, Epoch), record: Bytes) -> Result<Held, BatchFault> {
+    let (header, sealed) = RecordHeader::decode(&record)?;
+    let RecordHeader { jseq, epoch, durable, .. } = header;
+    if prev.at.0.checked_add(1) != Some(jseq.0) || header.prev != prev.chain {
+        return Err(BatchFault::Order(jseq));
+    }
+    if epoch > latest || epoch < earliest || epoch.0 == 0 {
+        return Err(BatchFault::Epoch(jseq));
+    }
+    let bytes = record.first_chunk::<HEADER_BYTES>().expect("a decoded record begins with its header");
+    Ok(Held { epoch, chain: chain(bytes, sealed), durable, record })
 }
 
 /// As many of `records`, from the first, as one frame of about so many bytes is to carry: at least one.

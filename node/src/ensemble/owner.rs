@@ -16,7 +16,7 @@ use velum_protocol::{
 };
 
 use super::{
-    batch::{FRAME_BYTES, Held, fitting, is_full, judge, position},
+    batch::{FRAME_BYTES, Held, fitting, is_full, judge, judge_one, position},
     follower::Follower,
 };
 
@@ -131,11 +131,13 @@ impl Owner {
     pub fn new(opening: Opening, effects: &mut Vec<Effect>) -> Self {
         let Opening { volume, node, epoch, members, base, records, durable } = opening;
         assert!(members.contains(&node), "an owner is a member of its ensemble");
+        // Its own member last: what others are to write is on its way while this node writes.
+        let (own, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| *member == node);
         let records = judge(base, epoch, &records).expect("what an owner opens with was judged when it was read");
         let mut own = Self {
             volume,
             epoch,
-            members: members.into_iter().map(Follower::new).collect(),
+            members: others.into_iter().chain(own).map(Follower::new).collect(),
             base,
             bytes: records.iter().map(length).sum(),
             records: records.into(),
@@ -174,9 +176,9 @@ impl Owner {
             }
             Input::Made { record } => {
                 let end = self.point(self.last()).expect("the end is held");
-                let made = judge(end, self.epoch, &[record]).expect("the volume makes records in order");
-                self.bytes += made.iter().map(length).sum::<u64>();
-                self.records.extend(made);
+                let made = judge_one(end, (Epoch(0), self.epoch), record).expect("the volume makes records in order");
+                self.bytes += length(&made);
+                self.records.push_back(made);
                 self.is_open = true;
             }
             Input::Push => self.each(effects, Self::ship),
@@ -205,10 +207,12 @@ impl Owner {
         }
     }
 
-    /// How the members stand.
+    /// How the members stand, by number.
     #[must_use]
     pub fn status(&self) -> Vec<MemberStanding> {
-        self.members.iter().map(Follower::standing).collect()
+        let mut standings: Vec<_> = self.members.iter().map(Follower::standing).collect();
+        standings.sort_by_key(|standing| standing.node);
+        standings
     }
 
     fn each(&mut self, effects: &mut Vec<Effect>, mut act: impl FnMut(&Self, &mut Follower, &mut Vec<Effect>)) {

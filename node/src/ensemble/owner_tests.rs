@@ -185,6 +185,16 @@ fn an_amnesic_copy_counts_for_d1_only_and_makes_it_d0() {
     assert!(matches!(bench.told()[..], [Effect::Written(Point { at: Jseq(2), .. }), Effect::Durable(Jseq(2))]));
 }
 
+/// While this node writes its own copy, the others work on theirs.
+#[test]
+fn records_go_to_the_other_members_first() {
+    let mut bench = Bench::settled(0);
+    bench.make(1, 0);
+    let to = |effect: &Effect| if let Effect::Send { to, .. } = effect { Some(*to) } else { None };
+    assert_eq!(bench.effects.iter().filter_map(to).collect::<Vec<_>>(), [B, C, OWN]);
+    assert_eq!(bench.owner.status().iter().map(|member| member.node).collect::<Vec<_>>(), [OWN, B, C]);
+}
+
 /// It may lack what stood before the records that agree, and what it was called for is not for itself to judge.
 #[test]
 fn a_damaged_copy_counts_for_nothing_until_it_is_amnesic() {

@@ -7,7 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{AbortHandle, abortable};
+use futures_util::{
+    FutureExt as _,
+    future::{AbortHandle, abortable},
+};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
 use velum_protocol::{
     id::NodeId,
@@ -114,7 +117,7 @@ impl Shell {
     fn write(&self, link: u64, bytes: Bytes, greets: bool, handle: &Handle<Input>) {
         let Some(mut writer) = self.connection.borrow_mut().writer.take() else { return };
         let (connection, own, counts) = (Rc::clone(&self.connection), handle.clone(), Rc::clone(&self.own.counts));
-        self.run(async move {
+        let mut work = Box::pin(async move {
             let written: io::Result<()> = async {
                 writer.write_all(&bytes).await?;
                 writer.flush().await
@@ -131,6 +134,10 @@ impl Shell {
                 Err(error) => own.call(Input::Broken { link, why: error.to_string() }),
             }
         });
+        // Mostly the stream takes it at once: what waits for the peer is on its way before this node does anything else.
+        if (&mut work).now_or_never().is_none() {
+            self.run(work);
+        }
     }
 }
 
