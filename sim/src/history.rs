@@ -5,9 +5,13 @@
 //! lost (the machine lost power, or the volume was recovered from the clouds), where the whole volume is read to know what
 //! the next era begins with. A killed process alone ends no era, for nothing may be lost with it.
 
-use std::{cell::Cell as StdCell, rc::Rc};
+mod permits;
+
+use std::{cell::Cell as StdCell, collections::BTreeMap, rc::Rc};
 
 use crate::guest::pattern::{BLOCK_SECTORS, Cell};
+
+pub use permits::Permits;
 
 /// A point in the order of all invocations and answers of a world.
 pub type Step = u64;
@@ -34,6 +38,8 @@ pub enum Answer {
     Done(Step),
     /// An error. A write may have taken effect all the same.
     Refused(Step),
+    /// Not permitted: nothing of it took effect, or ever will.
+    Denied(Step),
 }
 
 /// One request.
@@ -77,7 +83,7 @@ impl Op {
     /// True for what changes a volume.
     #[must_use]
     pub fn is_change(&self) -> bool {
-        matches!(self.kind, Kind::Write | Kind::Zero)
+        matches!(self.kind, Kind::Write | Kind::Zero) && !matches!(self.answer, Answer::Denied(_))
     }
 
     /// True when it touches `sector`.
@@ -154,6 +160,17 @@ impl Era {
     }
 }
 
+/// A connection.
+#[derive(Clone, Debug)]
+pub struct Connected {
+    /// When it was opened.
+    pub at: Step,
+    /// Which of the volume's hosts opened it.
+    pub host: u64,
+    /// The name under which it found the volume.
+    pub export: String,
+}
+
 /// Everything that guests saw of one volume.
 #[derive(Clone, Debug)]
 pub struct VolumeHistory {
@@ -161,12 +178,16 @@ pub struct VolumeHistory {
     pub name: String,
     /// Its eras, in order; never empty.
     pub eras: Vec<Era>,
-    /// When each connection was opened, by its number.
-    pub connections: Vec<Step>,
-    /// A connection takes the place of the one before.
+    /// The connections, by their number.
+    pub connections: Vec<Connected>,
+    /// A connection takes the place of its host's last one.
     pub one_connection: bool,
-    /// The last connection that was told something.
-    told: Option<u64>,
+    /// Hosts share it, each with an attachment of its own.
+    pub is_shared: bool,
+    /// Who of them may write where.
+    pub permits: Permits,
+    /// The last connection of each host that was told something.
+    told: BTreeMap<u64, u64>,
     steps: Rc<StepCount>,
     next_op: u64,
 }
@@ -200,7 +221,9 @@ impl VolumeHistory {
             eras: vec![Era::from(base)],
             connections: Vec::new(),
             one_connection: false,
-            told: None,
+            is_shared: false,
+            permits: Permits::default(),
+            told: BTreeMap::new(),
             steps,
             next_op: first_op,
         }
@@ -222,10 +245,17 @@ impl VolumeHistory {
         self.era().base.len() as u64
     }
 
-    /// A guest has connected.
-    pub fn connect(&mut self) -> u64 {
-        self.connections.push(self.steps.next());
+    /// A guest has connected, from one of its hosts and under a name.
+    pub fn connect(&mut self, host: u64, export: &str) -> u64 {
+        let (at, export) = (self.steps.next(), export.to_owned());
+        self.connections.push(Connected { at, host, export });
         self.connections.len() as u64 - 1
+    }
+
+    /// The next step.
+    #[must_use]
+    pub fn step(&self) -> Step {
+        self.steps.next()
     }
 
     /// A guest asks.
@@ -256,16 +286,21 @@ impl VolumeHistory {
         op.answer = Answer::Done(step);
         op.cells = cells;
         let connection = op.connection;
-        if self.one_connection && self.told.is_none_or(|told| told < connection) {
-            self.told = Some(connection);
-            self.taken_over(connection, step);
+        let host = self.connections[connection as usize].host;
+        if self.one_connection && self.told.get(&host).is_none_or(|told| *told < connection) {
+            self.told.insert(host, connection);
+            self.taken_over(host, connection, step);
         }
     }
 
-    /// OWN6: what earlier connections have under way never takes effect any more, once one that takes their place was told something.
-    fn taken_over(&mut self, by: u64, step: Step) {
-        for op in &mut self.era_mut().ops {
-            if op.connection < by && op.acked().is_none() && op.void_from.is_none() {
+    /// OWN6: what earlier connections of a host have under way never takes effect any more, once one that takes their place was told
+    /// something.
+    fn taken_over(&mut self, host: u64, by: u64, step: Step) {
+        let connections = &self.connections;
+        let is_earlier = |op: &Op| op.connection < by && connections[op.connection as usize].host == host;
+        let era = self.eras.last_mut().expect("a history has an era from the start");
+        for op in era.ops.iter_mut().filter(|op| is_earlier(op)) {
+            if op.acked().is_none() && op.void_from.is_none() {
                 op.void_from = Some(step);
             }
         }
@@ -280,6 +315,12 @@ impl VolumeHistory {
     pub fn refused(&mut self, ticket: Ticket) {
         let step = self.steps.next();
         self.eras[ticket.era].ops[ticket.op].answer = Answer::Refused(step);
+    }
+
+    /// A guest is told that it may not.
+    pub fn denied(&mut self, ticket: Ticket) {
+        let step = self.steps.next();
+        self.eras[ticket.era].ops[ticket.op].answer = Answer::Denied(step);
     }
 
     /// An operator's flush that was asked for at `asked` has been answered.

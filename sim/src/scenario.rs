@@ -34,6 +34,7 @@ pub fn small_world() -> Options {
             pause_ms_max: 60,
             blocks_max: 8,
             hot_blocks: 16,
+            hot_first: 0,
             partial_ppm: 50_000,
             fua_ppm: 50_000,
             weights: [40, 30, 8, 10, 4, 2],
@@ -56,6 +57,7 @@ pub fn small_world() -> Options {
         nodes: 1,
         owners_must_return: true,
         attached: false,
+        shared: false,
     }
 }
 
@@ -214,6 +216,16 @@ fn attached(scenario: Scenario) -> Scenario {
     Scenario { recipe, ..scenario }
 }
 
+/// Hosts share the volumes.
+fn shared(scenario: Scenario) -> Scenario {
+    let Scenario { name, mut recipe } = attached(scenario);
+    if let Some(options) = &mut recipe.options {
+        options.shared = true;
+        options.load.connections = 2;
+    }
+    Scenario { name, recipe }
+}
+
 /// Those of several nodes.
 #[must_use]
 pub fn several() -> Vec<Scenario> {
@@ -222,6 +234,18 @@ pub fn several() -> Vec<Scenario> {
         attached(three(
             "guests that are attached go from node to node",
             25,
+            &[
+                (500, 0, Trouble::Paused),
+                (2_000, 1, Trouble::Isolated),
+                (4_000, 0, Trouble::StalledNetwork),
+                (5_500, 0, Trouble::LeaderAndOwnerDie),
+                (8_000, 2, Trouble::Paused),
+                (9_000, 0, Trouble::AllLosePower(Loss::Torn)),
+            ],
+        )),
+        shared(three(
+            "hosts that share volumes hand permits to each other",
+            26,
             &[
                 (500, 0, Trouble::Paused),
                 (2_000, 1, Trouble::Isolated),

@@ -27,8 +27,12 @@ impl Assembly {
         let random = self.env.entropy.fresh16();
         let handle = Handle(*random.first_chunk().expect("ten of sixteen bytes"));
         let attaching = Attaching { shared, connections_max: connections, host };
-        self.propose(Command::Attach { volume, handle, attaching, steal }).await?;
-        self.enforce(volume);
+        let attach = Command::Attach { volume, handle, attaching, steal };
+        if steal {
+            self.put_in_force(name, volume, attach).await?
+        } else {
+            self.propose(attach).await.map(drop)?
+        }
         let attached = self.metadata.with(|state| views(state, volume, name));
         let attached = attached.into_iter().find(|view| view.handle == handle.to_string());
         attached.map(Response::Attachment).ok_or_else(|| {
@@ -40,8 +44,7 @@ impl Assembly {
     /// Asked of the owner: when it is answered, nothing of the attachment takes effect any more.
     pub(super) async fn detach(&self, name: &str, asked: &Detach) -> Result<Response, Problem> {
         let (volume, handle) = (self.own(name)?, parsed(&asked.handle)?);
-        self.propose(Command::Detach { volume, handle }).await?;
-        self.enforce(volume);
+        self.put_in_force(name, volume, Command::Detach { volume, handle }).await?;
         self.list_attachments(name)
     }
 
@@ -51,8 +54,8 @@ impl Assembly {
         let holder = asked.holder.as_deref().map(parsed).transpose()?;
         let block = |bytes: u64| BlockIndex(bytes / BLOCK_BYTES);
         let (first, end) = (block(asked.range.start), block(asked.range.end));
-        self.propose(Command::SetPermit { volume, first, end, holder, steal: asked.steal }).await?;
-        self.enforce(volume);
+        let permit = Command::SetPermit { volume, first, end, holder, steal: asked.steal };
+        self.put_in_force(name, volume, permit).await?;
         self.list_attachments(name)
     }
 
@@ -60,10 +63,21 @@ impl Assembly {
         Enforcer { metadata: self.metadata.clone(), metrics: Arc::clone(&self.metrics) }
     }
 
-    fn enforce(&self, id: VolumeId) {
-        if let Some(open) = self.open.get(id) {
+    /// Has something agreed on, and in force at the volume's door. Whoever owns the volume after this node has heard of it before he opens
+    /// it; who owned it before may still be at it, until this node has opened it. So it must be open here, in the epoch granted last.
+    async fn put_in_force(&self, name: &str, id: VolumeId, command: Command) -> Result<(), Problem> {
+        self.propose(command).await?;
+        let open = self.opened(id).await;
+        if let Some(open) = &open {
             self.enforcer().enforce(id, &open.volume);
         }
+        let granted = self.metadata.with(|state| state.volumes.get(&id).map(|volume| (volume.owner, volume.epoch)));
+        if open.is_some_and(|open| granted == Some((Some(self.node), open.owner.epoch))) {
+            return Ok(());
+        }
+        let detail =
+            format!("it is agreed on; but volume `{name}` goes to another node, where it may not be in force yet");
+        Err(Problem::new(ProblemKind::Unavailable, detail, "ask the volume's owner again"))
     }
 }
 

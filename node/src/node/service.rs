@@ -121,7 +121,7 @@ impl Assembly {
     }
 
     /// The volume, once it is open: after a start its map may still be on its way.
-    async fn opened(&self, volume: VolumeId) -> Option<Rc<OpenVolume>> {
+    pub(super) async fn opened(&self, volume: VolumeId) -> Option<Rc<OpenVolume>> {
         let clock = &self.env.clock;
         let until = clock.now() + OPEN_WAIT;
         loop {

@@ -19,7 +19,7 @@ impl Story {
     pub(crate) fn new(sectors: u64) -> Self {
         let steps = Rc::new(StepCount::default());
         let mut volume = VolumeHistory::new("told", sectors, 0, Rc::clone(&steps));
-        let connection = volume.connect();
+        let connection = volume.connect(0, "told");
         Self { volume, steps, connection }
     }
 
@@ -105,7 +105,17 @@ impl Story {
     }
 
     pub(crate) fn reconnect(&mut self) {
-        self.connection = self.volume.connect();
+        self.connect_as(0, "told");
+    }
+
+    /// Goes on from a host under a name.
+    pub(crate) fn connect_as(&mut self, host: u64, export: &str) {
+        self.connection = self.volume.connect(host, export);
+    }
+
+    pub(crate) fn denied(&mut self, first: u64, count: u64) {
+        let (ticket, _) = self.volume.invoke(self.connection, Kind::Write, first, count, false);
+        self.volume.denied(ticket);
     }
 
     /// The volume loses power or is recovered and then holds, block by block, the named writes' data (0 for zeros).

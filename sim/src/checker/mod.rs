@@ -3,6 +3,7 @@
 //!
 //! Each has a test in which one injected violation is rejected: a checker that cannot fail is worth nothing.
 
+pub mod auth1;
 pub mod cry1;
 pub mod cry2;
 #[cfg(test)]
@@ -41,7 +42,7 @@ type Check = fn(&VolumeHistory) -> Verdict;
 /// Judges a volume's whole history by every promise to guests; names the promises that were broken.
 #[must_use]
 pub fn judge_guests(volume: &VolumeHistory) -> Vec<String> {
-    let checks: [(&str, Check); 7] = [
+    let checks: [(&str, Check); 8] = [
         ("VIS1", vis1::check),
         ("VIS2", vis2::check),
         ("VIS3", vis3::check),
@@ -49,6 +50,7 @@ pub fn judge_guests(volume: &VolumeHistory) -> Vec<String> {
         ("VIS5", vis5::check),
         ("VIS6", vis6::check),
         ("SEQ5", seq5::check),
+        ("AUTH1", auth1::check),
     ];
     let broken =
         |(name, check): (&str, Check)| check(volume).err().map(|why| format!("{name} volume {}: {why}", volume.name));
@@ -61,6 +63,7 @@ pub(crate) fn words(op: &Op) -> String {
         Answer::None => "unanswered".to_owned(),
         Answer::Done(step) => format!("done at {step}"),
         Answer::Refused(step) => format!("refused at {step}"),
+        Answer::Denied(step) => format!("denied at {step}"),
     };
     let void = op.void_from.map_or(String::new(), |step| format!(", its process killed at {step}"));
     format!(

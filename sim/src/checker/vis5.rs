@@ -13,10 +13,9 @@ pub fn check(volume: &VolumeHistory) -> Verdict {
         let [before, after] = pair else { continue };
         let Some((cut, _)) = before.cut else { continue };
         check_lineage(before, after)?;
-        let survivor =
-            after.ops.iter().chain(&before.ops).find(|op| {
-                volume.connections[op.connection as usize] < cut && op.acked().is_some_and(|acked| acked > cut)
-            });
+        let survivor = after.ops.iter().chain(&before.ops).find(|op| {
+            volume.connections[op.connection as usize].at < cut && op.acked().is_some_and(|acked| acked > cut)
+        });
         if let Some(op) = survivor {
             return Err(format!("{} succeeded although its connection is older than the loss at {cut}", words(op)));
         }

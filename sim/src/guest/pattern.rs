@@ -6,11 +6,14 @@
 //! alignment, by the rule alone ([`Leaks`]), without a dictionary.
 
 use bytes::{Bytes, BytesMut};
+use velum_protocol::id::REGION_BLOCKS;
 
 /// Bytes in a sector, the unit that a guest's writes are stamped in.
 pub const SECTOR: usize = 512;
 /// Sectors in a block.
 pub const BLOCK_SECTORS: u64 = 8;
+/// Sectors in a region.
+pub const REGION_SECTORS: u64 = REGION_BLOCKS * BLOCK_SECTORS;
 /// Bits of a stamp that count sectors within one write (32 MiB).
 const INDEX_BITS: u32 = 16;
 

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell as StdCell, RefCell},
+    collections::BTreeMap,
     pin::Pin,
     rc::Rc,
 };
@@ -10,6 +11,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::Notify;
 use velum_node::env::network::Address;
 use velum_protocol::nbd::{
+    ErrorCode,
     client::{Answer, Ask, Wishes},
     flags::StatusFlags,
     reply::Descriptor,
@@ -37,8 +39,10 @@ pub struct Load {
     pub pause_ms_max: u64,
     /// Longest request, in blocks.
     pub blocks_max: u64,
-    /// Half of the requests go to this many blocks at the start; the rest anywhere.
+    /// Half of the requests go to this many blocks; the rest anywhere.
     pub hot_blocks: u64,
+    /// The first of them, if the volume reaches so far.
+    pub hot_first: u64,
     /// Requests in a million that do not cover whole blocks.
     pub partial_ppm: u32,
     /// Changes in a million with FUA.
@@ -93,25 +97,28 @@ impl Gate {
 /// Hears which machine serves a guest.
 pub type Served = Rc<dyn Fn(&str)>;
 
-/// Gives the name under which a guest finds its volume now.
-pub type Attach = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<String>>>>>;
+/// Gives the name under which one of a guest's hosts finds its volume now.
+pub type Attach = Rc<dyn Fn(u64) -> Pin<Box<dyn Future<Output = Option<String>>>>>;
 
-/// One guest and the volume it uses.
+/// The host that looks at a whole volume. It is the only one unless hosts share it.
+pub const LOOKER: u64 = 0;
+
+/// One guest and the volume it uses, or the hosts that share a volume, with one connection each.
 pub struct Guest {
     sim: Rc<Sim>,
     wires: Rc<Wires>,
     /// Where nodes are; any of them may serve its volume, and they are tried in turn.
     pub doors: RefCell<Vec<(Rc<str>, Address)>>,
-    /// The door that is tried first: the one that served last.
-    nearest: StdCell<usize>,
+    /// The door that each host tries first: the one that served it last.
+    nearest: RefCell<BTreeMap<u64, usize>>,
     /// Is told which machine has let it at its volume.
     pub served: RefCell<Option<Served>>,
     /// The volume's name, and the export's unless it is attached.
     pub export: String,
     /// How it is attached, if it is to be.
     pub attach: RefCell<Option<Attach>>,
-    /// The name under which it found its volume last.
-    pub attachment: RefCell<Option<String>>,
+    /// The name under which each host found the volume last.
+    pub attachments: RefCell<BTreeMap<u64, String>>,
     /// What it asked and was told.
     pub history: RefCell<VolumeHistory>,
     /// Holds it back.
@@ -159,11 +166,11 @@ impl Guest {
             sim,
             wires,
             doors,
-            nearest: StdCell::new(0),
+            nearest: RefCell::default(),
             served: RefCell::default(),
             export,
             attach: RefCell::default(),
-            attachment: RefCell::default(),
+            attachments: RefCell::default(),
             history,
             gate: Gate::default(),
             load,
@@ -175,13 +182,15 @@ impl Guest {
 
     /// Starts all its connections; they work until the world ends.
     pub fn start(self: &Rc<Self>) {
-        for _ in 0..self.load.connections {
+        let is_shared = self.history.borrow().is_shared;
+        for number in 0..u64::from(self.load.connections) {
             let guest = Rc::clone(self);
+            let host = if is_shared { LOOKER + 1 + number } else { LOOKER };
             self.sim.spawn(async move {
                 loop {
                     guest.gate.passed().await;
-                    if let Some(connection) = guest.connect().await {
-                        guest.work(&connection).await;
+                    if let Some((connection, export)) = guest.connect(host).await {
+                        guest.work(&connection, (host, &export)).await;
                     }
                     guest.sim.sleep_ms(guest.rng.between(5, 200)).await;
                 }
@@ -202,21 +211,22 @@ impl Guest {
     }
 
     /// Tries one door after the other until one serves the volume.
-    async fn connect(&self) -> Option<Connection> {
+    async fn connect(&self, host: u64) -> Option<(Connection, String)> {
         let attach = self.attach.borrow().clone();
         let export = match attach {
-            Some(attach) => attach().await?,
+            Some(attach) => attach(host).await?,
             None => self.export.clone(),
         };
-        let (doors, first) = (self.doors.borrow().clone(), self.nearest.get());
+        let doors = self.doors.borrow().clone();
+        let first = *self.nearest.borrow_mut().entry(host).or_insert(host as usize);
         for turn in 0..doors.len() {
             let at = (first + turn) % doors.len();
             if let Some(connection) = self.connect_to(&doors[at], export.clone()).await {
-                self.nearest.set(at);
+                self.nearest.borrow_mut().insert(host, at);
                 if let Some(served) = &*self.served.borrow() {
                     served(&doors[at].0);
                 }
-                return Some(connection);
+                return Some((connection, export));
             }
         }
         None
@@ -230,8 +240,8 @@ impl Guest {
         within(&self.sim, 5_000, Connection::open(&self.sim, end, wishes)).await?.ok()
     }
 
-    async fn work(self: &Rc<Self>, connection: &Connection) {
-        let number = self.history.borrow_mut().connect();
+    async fn work(self: &Rc<Self>, connection: &Connection, (host, export): (u64, &str)) {
+        let number = self.history.borrow_mut().connect(host, export);
         self.sim.event("connected", &self.export, &[number]);
         let mut under_way = FuturesUnordered::new();
         while connection.is_open() && !self.gate.closed.get() {
@@ -242,7 +252,7 @@ impl Guest {
             let patience_ms = if self.attach.borrow().is_some() { ATTACHED_PATIENCE_MS } else { NEVER_MS };
             if within(&self.sim, patience_ms, under_way.next()).await.is_none() {
                 self.sim.count("connections given up", 1);
-                self.nearest.set(self.nearest.get() + 1);
+                self.nearest.borrow_mut().entry(host).and_modify(|at| *at += 1);
                 connection.hang_up();
                 break;
             }
@@ -285,8 +295,11 @@ impl Guest {
     /// A range of sectors to ask for.
     fn range(&self) -> (u64, u64) {
         let blocks = self.history.borrow().sectors() / BLOCK_SECTORS;
-        let span = if self.rng.chance(500_000) { self.load.hot_blocks.clamp(1, blocks) } else { blocks };
-        let first = self.rng.below(span);
+        let hot_first = self.load.hot_first.min(blocks - 1);
+        let is_hot = self.rng.chance(500_000);
+        let (from, span) =
+            if is_hot { (hot_first, self.load.hot_blocks.clamp(1, blocks - hot_first)) } else { (0, blocks) };
+        let first = from + self.rng.below(span);
         // Small requests are as frequent as all larger ones together.
         let longest = if self.rng.chance(500_000) { 1 } else { self.load.blocks_max };
         let count = self.rng.between(1, longest.min(blocks - first));
@@ -358,6 +371,10 @@ impl Guest {
         let mut history = self.history.borrow_mut();
         match answer {
             Ok(_) => history.done(ticket, cells),
+            Err(NoAnswer::Refused(ErrorCode::NotPermitted)) => {
+                self.sim.count("requests denied", 1);
+                history.denied(ticket);
+            }
             Err(NoAnswer::Refused(code)) => {
                 self.sim.event("refused", &self.export, &[u64::from(code.number())]);
                 self.sim.count("guest errors", 1);
@@ -385,7 +402,7 @@ impl Guest {
         let first = Ask::Read { offset: 0, length: (BLOCK_SECTORS * SECTOR as u64) as u32 };
         let served = async {
             loop {
-                if let Some(connection) = self.connect().await {
+                if let Some((connection, _)) = self.connect(LOOKER).await {
                     let answer = connection.ask(&first).await;
                     connection.hang_up();
                     if matches!(answer, Ok(Answer::Data(_))) {
@@ -399,13 +416,13 @@ impl Guest {
     }
 
     async fn sweep_once(&self, witnessed: bool) -> Result<Vec<Cell>, String> {
-        let connection = loop {
-            match self.connect().await {
-                Some(connection) => break connection,
+        let (connection, export) = loop {
+            match self.connect(LOOKER).await {
+                Some(connected) => break connected,
                 None => self.sim.sleep_ms(50).await,
             }
         };
-        let number = self.history.borrow_mut().connect();
+        let number = self.history.borrow_mut().connect(LOOKER, &export);
         let sectors = self.history.borrow().sectors();
         let mut image = Vec::with_capacity(sectors as usize);
         while (image.len() as u64) < sectors {

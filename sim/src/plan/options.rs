@@ -57,6 +57,8 @@ pub struct Options {
     pub owners_must_return: bool,
     /// Guests find their volumes by attachments, with one connection each.
     pub attached: bool,
+    /// Hosts share each volume, and have permits to write that go from one to the other.
+    pub shared: bool,
 }
 
 impl Options {
@@ -93,6 +95,7 @@ impl Options {
             nodes: 1,
             owners_must_return: true,
             attached: false,
+            shared: false,
         }
         .attached_in(&Rng::new(rng.below(u64::MAX), "attached"))
     }
@@ -100,8 +103,9 @@ impl Options {
     /// In some worlds guests are attached.
     fn attached_in(mut self, rng: &Rng) -> Self {
         self.attached = rng.chance(300_000);
+        self.shared = self.attached && rng.chance(400_000);
         if self.attached {
-            self.load.connections = 1;
+            self.load.connections = if self.shared { rng.between(2, 3) as u32 } else { 1 };
         }
         self
     }
@@ -146,6 +150,7 @@ fn load(rng: &Rng) -> Load {
         pause_ms_max,
         blocks_max: *rng.pick(&[1, 4, 16, 64]),
         hot_blocks: *rng.pick(&[4, 16, 64]),
+        hot_first: 0,
         partial_ppm: *rng.pick(&[0, 0, 100_000]),
         fua_ppm: *rng.pick(&[0, 50_000]),
         weights,

@@ -14,6 +14,7 @@ mod stale;
 use std::rc::Rc;
 
 use velum_node::env::Env;
+use velum_protocol::id::REGION_BLOCKS;
 
 use crate::{
     env::{Surroundings, disk::Loss},
@@ -77,12 +78,16 @@ pub enum Planted {
     ReadableData,
     /// A cloud that was emptied while the node runs is taken for what it was.
     AcceptedEmptied,
+    /// 38: gate 2 looks at the first region of a request only.
+    FirstRegionOnly,
+    /// 39: what gate 2 allowed it allows for a while after it was revoked.
+    StalePermit,
     /// 40: a connection whose place a newer one has taken goes on.
     LivingDead,
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 25] = [
+pub const ALL: [Planted; 27] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -107,6 +112,8 @@ pub const ALL: [Planted; 25] = [
     Planted::ReusedNonce,
     Planted::ReadableData,
     Planted::AcceptedEmptied,
+    Planted::FirstRegionOnly,
+    Planted::StalePermit,
     Planted::LivingDead,
 ];
 
@@ -167,7 +174,12 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
         trouble_every_ms: drawn.trouble_every_ms.min(GUESTS_MS_MAX / 6),
         ..drawn
     };
-    let options = if bug == Planted::LivingDead { going_elsewhere(options) } else { options };
+    let options = match bug {
+        Planted::LivingDead => going_elsewhere(options),
+        Planted::FirstRegionOnly => over_a_bound(sharing(options)),
+        Planted::StalePermit => sharing(options),
+        _ => options,
+    };
     let events = match bug {
         Planted::RetriedSync => Some(failures(seed, options.guests_ms, |rng| {
             let loss = *rng.pick(&[Loss::LoseAll, Loss::Pages, Loss::Torn]);
@@ -201,6 +213,19 @@ fn going_elsewhere(options: Options) -> Options {
     let load = Load { connections: 1, depth: 8, hot_blocks: 4, blocks_max: 1, pause_ms_max: 20, ..options.load };
     let (attached, nodes, guests_ms, volume_blocks) = (true, 3, 20_000, vec![16]);
     Options { attached, nodes, guests_ms, owners_must_return: false, volume_blocks, load, ..options }
+}
+
+/// Two hosts of three nodes that share a volume.
+fn sharing(options: Options) -> Options {
+    let load = Load { connections: 2, hot_blocks: 16, pause_ms_max: 20, ..options.load };
+    let (attached, shared, nodes, volume_blocks) = (true, true, 3, vec![64]);
+    Options { attached, shared, nodes, owners_must_return: false, volume_blocks, load, ..options }
+}
+
+/// What is written lies about the bound of the volume's two regions.
+fn over_a_bound(options: Options) -> Options {
+    let load = Load { hot_first: REGION_BLOCKS - 8, blocks_max: 8, ..options.load };
+    Options { volume_blocks: vec![REGION_BLOCKS + 64], load, ..options }
 }
 
 /// Failures of the disk, each with an end of the process soon after. What a failed sync left out shows only when the page cache
@@ -262,7 +287,7 @@ impl Planted {
             // These are of groups, which do themselves what is wrong.
             Self::VotesAfterLoss | Self::HashOrder => env,
             // The world's operator asks for it.
-            Self::LivingDead => env,
+            Self::FirstRegionOnly | Self::StalePermit | Self::LivingDead => env,
         }
     }
 }
