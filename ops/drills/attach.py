@@ -2,7 +2,8 @@
 """Three nodes and hosts that attach to one volume: handles work at every door and for one connection at a time, a stolen volume hears
 nothing more of whoever had it, permits keep two writers apart while nodes are killed, and a region is handed back and forth.
 
-HANDOVERS sets how often a region changes hands, SECONDS how long two writers work under kills, SEED what is drawn.
+HANDOVERS sets how often a region changes hands, SECONDS how long two writers work under kills, PAUSED how many seconds a client that is
+robbed stands still, SEED what is drawn. Needs qemu-nbd, and fio with the nbd engine.
 """
 
 import multiprocessing
@@ -16,45 +17,14 @@ import urllib.request
 
 from cluster import Cluster
 from drill import BLOCK, MIB, Drill, Failed, Nbd, check, say
+from handles import attach, connect, fails, owner
 
 HANDOVERS = int(os.environ.get("HANDOVERS", "200"))
 SECONDS = float(os.environ.get("SECONDS", "20"))
+PAUSED = float(os.environ.get("PAUSED", "30"))
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
 REGION = 64 * MIB
 SIZE = 4 * REGION
-
-
-def fails(what, *arguments, with_word=None, **named):
-    """It must not work, and say why."""
-    try:
-        what(*arguments, **named)
-    except (Failed, OSError) as fault:
-        check(with_word is None or with_word in str(fault), f"it fails, but for another reason: {fault}")
-        return
-    raise Failed("what must be refused was done")
-
-
-def owner(cluster):
-    return cluster.wait(lambda: cluster.hosts[cluster.owner()], "an owner", 20)
-
-
-def attach(cluster, *options):
-    """The export name. Owners change, and a steal is asked of the owner."""
-    return cluster.wait(lambda: owner(cluster).velum("volume", "attach", "demo", *options), "an attachment", 20)["export"]
-
-
-def connect(host, export):
-    """A connection at a node's door, which may hear of the attachment a moment later."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            nbd = Nbd(host.socket, export, seconds=10)
-            nbd.socket.settimeout(30)
-            return nbd
-        except (Failed, OSError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def block(stamp):
@@ -129,7 +99,7 @@ def overwrite(path, export, started):
 def stolen(cluster):
     """A client is paused with requests in flight, its volume stolen, and the client goes on."""
     first = attach(cluster, "--host", "paused")
-    for host in cluster.hosts.values():
+    for number, host in enumerate(cluster.hosts.values()):
         started = multiprocessing.Event()
         connect(host, first).close()
         client = multiprocessing.Process(target=overwrite, args=(host.socket, first, started), daemon=True)
@@ -140,6 +110,8 @@ def stolen(cluster):
         nbd = connect(host, second)
         for place in range(64):
             nbd.write(place * BLOCK, block(place + 1))
+        if number == 0:
+            time.sleep(PAUSED)
         os.kill(client.pid, signal.SIGCONT)
         client.join(30)
         check(client.exitcode not in (None, 0), "the client whose volume was stolen goes on")
@@ -149,7 +121,7 @@ def stolen(cluster):
         fails(Nbd, host.socket, first, seconds=5)
         first = second
     owner(cluster).velum("volume", "detach", "demo", first)
-    say("   a client that was paused and robbed wrote nothing more, at any door")
+    say(f"   a client that was paused, for {PAUSED:.0f} s once, and robbed wrote nothing more, at any door")
 
 
 def permit(cluster, range_, export, *options):
@@ -247,7 +219,41 @@ def side_by_side(cluster, chance, exports):
     say(f"   two writers side by side: {stamp} writes, {kills} nodes killed, nothing mixed and nothing lost")
 
 
-with Drill("hosts attached to one volume of three nodes", 240 + int(SECONDS + HANDOVERS / 2)) as drill:
+def verified_by_fio(cluster, chance):
+    """fio on each of two regions, at doors of two nodes, while nodes are killed. qemu connects anew for it, to the same door, and sends
+    again what it has no answer to."""
+    clients = []
+    for side, door in enumerate(list(cluster.hosts.values())[:2]):
+        export = attach(cluster, "--shared", "--host", f"fio-{side}")
+        permit(cluster, f"{64 * side}MiB..{64 * (side + 1)}MiB", export, "--steal")
+        connect(door, export).close()
+        local = cluster.drill.folder / f"side-{side}.sock"
+        cluster.drill.spawn(
+            "qemu-nbd", "--image-opts", "--persistent", "--shared=4", f"--socket={local}", "--export-name=side",
+            f"driver=nbd,server.type=unix,server.path={door.socket},export={export},reconnect-delay=60",
+            log=cluster.drill.folder / f"qemu-{side}.log")
+        cluster.wait(local.exists, f"{local}", 20)
+        clients.append(cluster.drill.spawn(
+            "fio", f"--name=side-{side}", "--ioengine=nbd", f"--uri=nbd+unix:///side?socket={local}", "--rw=randwrite", "--bs=4k",
+            "--iodepth=16", f"--offset={side * REGION}", "--size=32m", f"--rate_iops={8192 / SECONDS:.0f}", "--verify=crc32c",
+            "--verify_backlog=512", "--verify_fatal=1", log=cluster.drill.folder / f"fio-{side}.log"))
+    kills = 0
+    while any(client.poll() is None for client in clients):
+        host = chance.choice(cluster.live())
+        host.kill()
+        kills += 1
+        time.sleep(chance.uniform(0.5, 3))
+        host.start()
+        cluster.await_copies(3)
+        time.sleep(chance.uniform(0, 2))
+    for side, client in enumerate(clients):
+        log = (cluster.drill.folder / f"fio-{side}.log").read_text(errors="replace")
+        check(client.returncode == 0, f"fio on side {side} ended with {client.returncode}:\n{log[-2000:]}")
+    check(kills > 1, f"only {kills} kills")
+    say(f"   fio verified 32 MiB of two writers at doors of two nodes while nodes were killed {kills} times: no mismatch")
+
+
+with Drill("hosts attached to one volume of three nodes", 360 + int(SECONDS + PAUSED + HANDOVERS / 2)) as drill:
     say(f"   seed {SEED}")
     chance = random.Random(SEED)
     cluster = Cluster(drill, SIZE)
@@ -256,3 +262,4 @@ with Drill("hosts attached to one volume of three nodes", 240 + int(SECONDS + HA
     stolen(cluster)
     exports = handed_over(cluster, chance)
     side_by_side(cluster, chance, exports)
+    verified_by_fio(cluster, chance)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """All three nodes lose power at once, under verified load, and with it a random part of what they had not synced: what was behind a
-barrier is there again, and what was only acked is gone only if the volume's lineage says so.
+barrier is there again, and what was only acked is gone only if the volume's lineage says so, and then no handle from before leads to
+the volume any more.
 
 CYCLES sets the number of cuts, SEED what is drawn. Needs root, for mounts and for another boot id.
 """
@@ -13,13 +14,15 @@ import time
 import uuid
 
 from cluster import Cluster, Host
-from drill import MIB, VELUM, Drill, check, say
+from drill import BLOCK, MIB, VELUM, Drill, Nbd, check, say
+from handles import attach, connect, fails
 from load import Load
 from lossy import Disk
 
 CYCLES = int(os.environ.get("CYCLES", "4"))
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
 SIZE = 32 * MIB
+CHANGES_MAX = 10
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -58,7 +61,46 @@ def cut(machines):
         machine.power_on()
 
 
-with Drill(f"power cut from three nodes at once, {CYCLES} times", 120 + CYCLES * 60) as drill:
+def start_again(cluster, machines):
+    """All of them, until all keep the journal."""
+    for machine in machines:
+        machine.spawn()
+    for machine in machines:
+        machine.await_ready()
+    cluster.await_copies(3)
+
+
+def handles_end(cluster, machines):
+    """A handle outlives a loss of power unless acked writes were lost with it; whoever attaches anew then goes on."""
+    for attempt in range(1, CHANGES_MAX + 1):
+        lineage = cluster.volume()["lineage"]
+        export = attach(cluster, "--host", "before")
+        nbd = connect(machines[attempt % len(machines)], export)
+        for place in range(256):
+            nbd.write(place * BLOCK, bytes([attempt]) * BLOCK)
+        cut(machines)
+        start_again(cluster, machines)
+        if cluster.volume()["lineage"] != lineage:
+            break
+        for machine in machines:
+            again = connect(machine, export)
+            check(again.read(0, BLOCK) == bytes([attempt]) * BLOCK, "an acked write is gone, and the handle still good")
+            again.close()
+        cluster.wait(lambda: cluster.hosts[cluster.owner()].velum("volume", "detach", "demo", export) or True, "a detach", 20)
+    else:
+        check(False, f"none of {CHANGES_MAX} cuts changed the lineage")
+    for machine in machines:
+        fails(Nbd, machine.socket, export, seconds=5, with_word="refuses the export")
+    fresh = attach(cluster, "--host", "after")
+    for stamp, machine in enumerate(machines, 1):
+        again = connect(machine, fresh)
+        again.write(0, bytes([stamp]) * BLOCK)
+        check(again.read(0, BLOCK) == bytes([stamp]) * BLOCK, "what was written is not read")
+        again.close()
+    say(f"   after {attempt} cuts the lineage changed, and the handle from before failed at every node; a fresh one works at all")
+
+
+with Drill(f"power cut from three nodes at once, {CYCLES} times", 120 + (CYCLES + CHANGES_MAX) * 60) as drill:
     say(f"   seed {SEED}")
     chance = random.Random(SEED)
     cluster = Cluster(drill, SIZE, memory="64MiB", host=Machine)
@@ -77,11 +119,7 @@ with Drill(f"power cut from three nodes at once, {CYCLES} times", 120 + CYCLES *
         cut(machines)
         load.halt()
         began = time.monotonic()
-        for machine in machines:
-            machine.spawn()
-        for machine in machines:
-            machine.await_ready()
-        cluster.await_copies(3)
+        start_again(cluster, machines)
         back.append(time.monotonic() - began)
         before, lineage = lineage, cluster.volume()["lineage"]
         missing = load.verify(after_loss=lineage != before)
@@ -90,3 +128,4 @@ with Drill(f"power cut from three nodes at once, {CYCLES} times", 120 + CYCLES *
     check(load.barriers > CYCLES, f"only {load.barriers} barriers were acked")
     say(f"   no write behind one of {load.barriers} barriers was lost; of {load.acked} acked writes {gone} are gone, and the "
         f"lineage changed {lineages} times; all three serve and keep the journal {statistics.median(back):.1f} s (median) later")
+    handles_end(cluster, machines)
