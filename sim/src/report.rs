@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use crate::runtime::Run;
+use crate::{phases::Crossings, runtime::Run};
 
 /// Every kind of fault, as runs tally it at the moment it does something to a node. A kind that no world of a long soak had
 /// is not tested, whatever the plans say.
@@ -60,6 +60,8 @@ pub struct Summary {
     pub tally: BTreeMap<&'static str, u64>,
     /// In how many worlds it happened.
     pub worlds: BTreeMap<&'static str, u64>,
+    /// Which faults came in which phases.
+    pub crossings: Crossings,
     /// Seeds that failed, with their failures.
     pub failed: Vec<(u64, Vec<String>)>,
     /// Wall time.
@@ -76,6 +78,7 @@ impl Summary {
             *self.tally.entry(what).or_default() += times;
             *self.worlds.entry(what).or_default() += u64::from(times > 0);
         }
+        self.crossings.merge(run.crossings);
         if !run.failures.is_empty() {
             self.failed.push((seed, run.failures));
         }
@@ -92,6 +95,7 @@ impl Summary {
         for (what, worlds) in other.worlds {
             *self.worlds.entry(what).or_default() += worlds;
         }
+        self.crossings.merge(other.crossings);
         self.failed.extend(other.failed);
     }
 
@@ -123,6 +127,9 @@ impl fmt::Display for Summary {
         }
         let cells = FAULTS.map(|fault| format!("{fault} {}", self.worlds.get(fault).copied().unwrap_or_default()));
         writeln!(f, "worlds with each fault      {}", cells.join("; "))?;
+        if !self.crossings.is_empty() {
+            write!(f, "{}", self.crossings)?;
+        }
         write!(f, "failed seeds                {}", self.failed.len())
     }
 }
@@ -181,7 +188,8 @@ mod tests {
 
     fn run(tally: &[&'static str]) -> Run<()> {
         let tally = tally.iter().map(|what| (*what, 2)).collect();
-        Run { result: None, hash: 0, events: 0, simulated_ms: 1, failures: Vec::new(), tally }
+        let crossings = Crossings::default();
+        Run { result: None, hash: 0, events: 0, simulated_ms: 1, failures: Vec::new(), tally, crossings }
     }
 
     #[test]

@@ -26,7 +26,10 @@ use tokio::{
     task::{AbortHandle, LocalSet},
 };
 
-use crate::trace::{Printer, Trace};
+use crate::{
+    phases::{Crossings, Phases},
+    trace::{Printer, Trace},
+};
 
 /// What the parts of one world share: time, the trace, the failures found and the tally of what happened.
 pub struct Sim {
@@ -38,6 +41,9 @@ pub struct Sim {
     reached_ms: Arc<AtomicU64>,
     failures: RefCell<Vec<String>>,
     tally: RefCell<BTreeMap<&'static str, u64>>,
+    /// What the world is at.
+    pub phases: Cell<Phases>,
+    crossings: RefCell<Crossings>,
 }
 
 impl Sim {
@@ -63,6 +69,9 @@ impl Sim {
     /// Counts something that happened, for the summary of the run.
     pub fn count(&self, what: &'static str, times: u64) {
         *self.tally.borrow_mut().entry(what).or_default() += times;
+        if times > 0 {
+            self.crossings.borrow_mut().note(what, self.phases.get());
+        }
     }
 
     /// Records a broken promise; the run goes on so that what follows from it can be seen, and fails.
@@ -221,6 +230,8 @@ pub struct Run<T> {
     pub failures: Vec<String>,
     /// What happened how often.
     pub tally: BTreeMap<&'static str, u64>,
+    /// Which faults came in which phases.
+    pub crossings: Crossings,
 }
 
 /// Wall time after which a simulation whose clock stands still counts as hung.
@@ -259,6 +270,7 @@ pub fn simulate<T: Send + 'static>(
         simulated_ms: 0,
         failures: vec![why],
         tally: BTreeMap::new(),
+        crossings: Crossings::default(),
     };
     if let Err(error) = thread {
         return lost(format!("no thread to run on: {error}"));
@@ -300,6 +312,8 @@ fn on_this_thread<T: 'static>(
         reached_ms,
         failures: RefCell::default(),
         tally: RefCell::default(),
+        phases: Cell::default(),
+        crossings: RefCell::default(),
     });
     let world = std::panic::AssertUnwindSafe(|| runtime.block_on(outer.run_until(main(Rc::clone(&sim)))));
     let result = std::panic::catch_unwind(world).ok();
@@ -313,7 +327,8 @@ fn on_this_thread<T: 'static>(
     if left > 0 && failures.is_empty() {
         failures.push(format!("{left} parts of the world are still in memory after its end"));
     }
-    Run { result, hash: sim.trace.hash(), events: sim.trace.events(), simulated_ms, failures, tally: sim.tally.take() }
+    let (hash, events) = (sim.trace.hash(), sim.trace.events());
+    Run { result, hash, events, simulated_ms, failures, tally: sim.tally.take(), crossings: sim.crossings.take() }
 }
 
 /// Makes panics on simulation threads part of the run's failures; elsewhere they print as ever.

@@ -8,7 +8,7 @@ use velum_protocol::{
     id::{BLOCK_BYTES, REGION_BLOCKS},
 };
 
-use super::World;
+use super::{World, phase::UnderWay};
 use crate::{guest::workload::LOOKER, planted::Planted};
 
 /// How long an operator's request may take.
@@ -53,6 +53,7 @@ impl World {
 
     /// The name under which a host finds the volume now.
     async fn attached(&self, at: usize, host: u64) -> Option<String> {
+        let _asked = UnderWay::new(&self.asked);
         let guest = &self.guests[at];
         let name = guest.export.clone();
         let known = guest.attachments.borrow().get(&host).cloned();
@@ -105,7 +106,9 @@ impl World {
         let range = ByteRange { start: named.start * region_bytes, end: named.end * region_bytes };
         let permit = SetPermit { range, holder: Some(holder), steal: true };
         let request = Request::SetPermit { name: guest.export.clone(), permit };
+        let asked = UnderWay::new(&self.asked);
         let answer = self.owner(guest).admin(request, ADMIN_MS_MAX).await;
+        drop(asked);
         let mut history = guest.history.borrow_mut();
         match answer {
             Some(Ok(_)) => {

@@ -6,6 +6,7 @@ mod cluster;
 mod director;
 mod fall;
 pub mod host;
+mod phase;
 mod place;
 pub mod program;
 mod settle;
@@ -89,6 +90,8 @@ struct World {
     guests: Vec<Rc<Guest>>,
     steps: Rc<StepCount>,
     misplaced: RefCell<Option<Misplaced>>,
+    /// What hosts and operators have asked about attachments and is not answered.
+    asked: Rc<Cell<u32>>,
 }
 
 impl World {
@@ -139,6 +142,7 @@ impl World {
             guests,
             steps,
             misplaced: RefCell::default(),
+            asked: Rc::default(),
         }
     }
 
@@ -172,6 +176,7 @@ impl World {
 
     async fn run(self: Rc<Self>) {
         self.attach_guests();
+        self.look_at_phases();
         if !self.prepare().await {
             return;
         }

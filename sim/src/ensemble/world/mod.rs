@@ -26,7 +26,7 @@ use super::{
     ghost::Ghost,
     machine::{self, Machine, Op, Role, Up, VOLUME},
 };
-use crate::{rng::Rng, runtime::Run, trace::Trace};
+use crate::{phases::Crossings, rng::Rng, runtime::Run, trace::Trace};
 
 /// Time for everything to come right once nothing more goes wrong.
 const SETTLE_MS: u64 = 30_000;
@@ -142,6 +142,7 @@ impl World {
             simulated_ms: self.now_ms,
             failures: self.failures,
             tally: self.tally.0,
+            crossings: Crossings::default(),
         }
     }
 
