@@ -226,35 +226,28 @@ fn shared(scenario: Scenario) -> Scenario {
     Scenario { name, recipe }
 }
 
+/// Those in which guests go from node to node by attachments.
+fn attachments() -> Vec<Scenario> {
+    let troubles = [
+        (500, 0, Trouble::Paused),
+        (2_000, 1, Trouble::Isolated),
+        (4_000, 0, Trouble::StalledNetwork),
+        (5_500, 0, Trouble::LeaderAndOwnerDie),
+        (8_000, 2, Trouble::Paused),
+        (9_000, 0, Trouble::AllLosePower(Loss::Torn)),
+    ];
+    vec![
+        attached(three("guests that are attached go from node to node", 25, &troubles)),
+        shared(three("hosts that share volumes hand permits to each other", 26, &troubles)),
+    ]
+}
+
 /// Those of several nodes.
 #[must_use]
 pub fn several() -> Vec<Scenario> {
-    vec![
+    let mut scenarios = attachments();
+    scenarios.extend([
         three("three nodes in fair weather", 20, &[]),
-        attached(three(
-            "guests that are attached go from node to node",
-            25,
-            &[
-                (500, 0, Trouble::Paused),
-                (2_000, 1, Trouble::Isolated),
-                (4_000, 0, Trouble::StalledNetwork),
-                (5_500, 0, Trouble::LeaderAndOwnerDie),
-                (8_000, 2, Trouble::Paused),
-                (9_000, 0, Trouble::AllLosePower(Loss::Torn)),
-            ],
-        )),
-        shared(three(
-            "hosts that share volumes hand permits to each other",
-            26,
-            &[
-                (500, 0, Trouble::Paused),
-                (2_000, 1, Trouble::Isolated),
-                (4_000, 0, Trouble::StalledNetwork),
-                (5_500, 0, Trouble::LeaderAndOwnerDie),
-                (8_000, 2, Trouble::Paused),
-                (9_000, 0, Trouble::AllLosePower(Loss::Torn)),
-            ],
-        )),
         // What a node has heard to be agreed on is on its disk later than what is agreed on. One that went by that opened the
         // volume of another one, or dropped what its journal held of its own.
         quiet(three(
@@ -305,5 +298,6 @@ pub fn several() -> Vec<Scenario> {
                 (8_000, 1, Trouble::ResetLinks),
             ],
         ),
-    ]
+    ]);
+    scenarios
 }
