@@ -236,7 +236,7 @@ def verified_by_fio(cluster, chance):
         clients.append(cluster.drill.spawn(
             "fio", f"--name=side-{side}", "--ioengine=nbd", f"--uri=nbd+unix:///side?socket={local}", "--rw=randwrite", "--bs=4k",
             "--iodepth=16", f"--offset={side * REGION}", "--size=32m", f"--rate_iops={8192 / SECONDS:.0f}", "--verify=crc32c",
-            "--verify_backlog=512", "--verify_fatal=1", log=cluster.drill.folder / f"fio-{side}.log"))
+            "--verify_backlog=512", "--verify_fatal=1", "--verify_state_save=0", log=cluster.drill.folder / f"fio-{side}.log"))
     kills = 0
     while any(client.poll() is None for client in clients):
         host = chance.choice(cluster.live())
