@@ -19,8 +19,6 @@ use velum_protocol::{
     },
 };
 
-use prometheus::IntCounter;
-
 use super::{
     copies::{Copies, Ear},
     quota::Quota,
@@ -34,7 +32,7 @@ use crate::{
     },
     env::{Clock, Env, Local},
     journal::Journal,
-    metrics::{By, ReadsBy},
+    metrics::{By, IntCounter, ReadsBy},
     volume::{JournalFailed, OnWritten, Records, Submitted},
 };
 
