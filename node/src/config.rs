@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use url::Url;
-use velum_protocol::id::NodeId;
+use velum_protocol::{admin::Reads, id::NodeId};
 
 mod check;
 #[cfg(test)]
@@ -52,6 +52,9 @@ pub struct NodeConfig {
     /// this nothing is served.
     #[serde(default)]
     pub plain_exports: bool,
+    /// How an owner among several nodes knows that it still is one when guests read.
+    #[serde(default)]
+    pub reads: Reads,
     /// Accept fewer than three clouds, and with them the loss of data when one is lost.
     #[serde(default)]
     pub few_clouds: bool,
@@ -320,6 +323,7 @@ impl NodeConfig {
             quorum: None,
             memory: default_memory(),
             plain_exports: false,
+            reads: Reads::default(),
             few_clouds: false,
             allow_insecure: false,
             allow_inline_secret: false,

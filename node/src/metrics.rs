@@ -19,7 +19,7 @@ mod series;
 pub use cluster::{AttachmentMetrics, ClusterMetrics, EnsembleMetrics, PeerMetrics};
 pub use forward::ForwardMetrics;
 pub use label::{
-    By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, NodeRole,
+    By, CloudOutcome, CloudRequest, CloudState, FlushPhase, Gate, GuestOutcome, GuestRequest, Label, NodeRole, ReadsBy,
     RefusedInput, Side, Tier, WorkOutcome,
 };
 use make::Make;

@@ -71,8 +71,8 @@ impl Records for Stream {
         Box::pin(async move { synced.await.map_err(|_| JournalFailed) })
     }
 
-    fn confirm(&self) -> Local<()> {
-        Box::pin(std::future::ready(()))
+    fn confirm(&self, _reads: u64) -> Option<Local<()>> {
+        None
     }
 
     fn trim(&self, epoch: Epoch, through: Jseq) {

@@ -6,8 +6,9 @@ usage: cluster.py [--pairs 7] [--seconds 5] [--work NAME,...]      VELUM names a
 The three are processes of their own with TLS between them over the loopback, each with a journal of its own on the one disk:
 what a guest writes is acked when two of them have it, and all three of them, the guest and the clouds share the machine. The
 one is `velum up`. Both have the same memory and three local directories for clouds, and serve on unix sockets. Rounds, ratios and
-ranges are those of side_by_side.py. Works through another door go in at a node that does not own the volume. Needs fio with the
-nbd engine.
+ranges are those of side_by_side.py. Works through another door go in at a node that does not own the volume. A second table has what a
+guest reads who is attached alone, by lease, beside what one reads who shares the volume: the owner asks a member about each. Needs
+fio with the nbd engine.
 """
 
 import os
@@ -32,6 +33,12 @@ WORKS = {
     "read 4 KiB random QD32": ("--rw=randread --bs=4k --iodepth=32", "iops", True),
     f"read 4 KiB random QD32{OTHER_DOOR}": ("--rw=randread --bs=4k --iodepth=32", "iops", True),
     "write 1 MiB sequential QD4, 192 MiB": ("--rw=write --bs=1m --iodepth=4 --io_size=192m", "mbps", True),
+}
+
+# By lease beside by question.
+LEASED = {
+    "attached: read 4 KiB random QD1": ("--rw=randread --bs=4k --iodepth=1", "iops", True),
+    "attached: read 4 KiB random QD32": ("--rw=randread --bs=4k --iodepth=32", "iops", True),
 }
 
 
@@ -62,17 +69,40 @@ class Three:
         wait_until_complete(owner.velum)
 
 
+class Attached(Three):
+    """A guest who takes the volume for himself, or to share it."""
+
+    def __init__(self, cluster, *options):
+        super().__init__(cluster)
+        self.options = options
+
+    @property
+    def uri(self):
+        owner = self.owner()
+        made = owner.velum("volume", "attach", "demo", "--steal", *self.options)
+        return f"nbd+unix:///{made['export']}?socket={owner.socket}"
+
+
+def table(names, columns, servers, arguments):
+    """Works of one kind, if any are asked for; `servers` gives the two that do one."""
+    if names:
+        say(f"| work | {columns[0]} | {columns[1]} | ratio | range |\n|---|---|---|---|---|")
+    for name, work in (WORKS | LEASED).items():
+        if name in names:
+            show(name, work, measure(dict(zip(columns, servers(name))), work, arguments))
+
+
 def main():
-    arguments, works = parse(__doc__, WORKS)
+    arguments, works = parse(__doc__, WORKS | LEASED)
     with Drill("three nodes beside one", 3600) as drill:
         one, cluster = Velum(drill, "--memory", MEMORY), Cluster(drill, SIZE, memory=MEMORY)
         three = Three(cluster)
         for server in (three, one):
             fio(server.uri, "--rw=write --bs=1m --iodepth=4", None)
-        say("| work | three nodes | one node | ratio | range |\n|---|---|---|---|---|")
-        for name, work in works.items():
-            asked = Three(cluster, by_owner=False) if name.endswith(OTHER_DOOR) else three
-            show(name, work, measure({"three": asked, "one": one}, work, arguments))
+        table(works.keys() & WORKS.keys(), ("three nodes", "one node"), lambda name: (
+            Three(cluster, by_owner=False) if name.endswith(OTHER_DOOR) else three, one), arguments)
+        table(works.keys() & LEASED.keys(), ("by lease", "by question"), lambda name: (
+            Attached(cluster), Attached(cluster, "--shared")), arguments)
         say(f"   load average {os.getloadavg()[0]:.1f} at the end")
 
 

@@ -3,7 +3,8 @@
 lost, no read is wrong.
 
 CYCLES sets the number of kills, MOVES of moves, SEED what is drawn, KIND what befalls nodes: kill (default), or pause (SIGSTOP for
-1 to 30 s). Clients connect to any node that lives. The times without service are shown beside the goals.
+1 to 30 s). Clients connect to any node that lives, by one attachment: so owners read by lease. With ATTACHED=0 they connect by
+the volume's plain name, and owners ask a member about each read. The times without service are shown beside the goals.
 """
 
 import os
@@ -18,6 +19,7 @@ from load import Load
 CYCLES = int(os.environ.get("CYCLES", "7"))
 MOVES = int(os.environ.get("MOVES", "10"))
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
+ATTACHED = os.environ.get("ATTACHED", "1") == "1"
 KIND = os.environ.get("KIND", "kill")
 SIZE = 64 * MIB
 
@@ -73,7 +75,12 @@ with Drill(f"three nodes, {MOVES} moves and {CYCLES} x {KIND} under verified loa
     say(f"   seed {SEED}")
     chance = random.Random(SEED)
     cluster = Cluster(drill, SIZE)
-    load = Load(cluster.doors, SIZE, chance)
+    export = "demo"
+    if ATTACHED:
+        owner = cluster.hosts[cluster.owner()]
+        # More than ever connect at once, also while a node that stands still has some.
+        export = owner.velum("volume", "attach", "demo", "--connections", "16")["export"]
+    load = Load(cluster.doors, SIZE, chance, export=export)
     load.start()
     time.sleep(1)
     pauses = moves(cluster, load, chance)

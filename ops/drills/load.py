@@ -115,7 +115,7 @@ class Client(threading.Thread):
         while self.load.going.is_set():
             for door in self.random.sample(self.load.doors(), len(self.load.doors())):
                 try:
-                    nbd = Nbd(door, seconds=min(3, self.load.patience))
+                    nbd = Nbd(door, self.load.export, seconds=min(3, self.load.patience))
                     nbd.socket.settimeout(self.load.patience)
                     return nbd
                 except (OSError, Failed):
@@ -180,9 +180,9 @@ class Load:
     """Clients on one volume. `doors` gives the sockets to try; a request that is not answered in `patience` seconds is given up
     with its connection, and counted. As many as `barriers_share` of all requests are barriers, and as many writes with FUA."""
 
-    def __init__(self, doors, size, chance, count=4, in_flight=8, patience=3, barriers_share=0.02):
+    def __init__(self, doors, size, chance, count=4, in_flight=8, patience=3, barriers_share=0.02, export="demo"):
         self.doors, self.size, self.count, self.in_flight, self.patience = doors, size, count, in_flight, patience
-        self.barriers_share = barriers_share
+        self.barriers_share, self.export = barriers_share, export
         self.chance, self.model, self.going, self.clients = chance, Model(), threading.Event(), []
         self.acked, self.barriers, self.reconnects, self.gave_up = 0, 0, 0, 0
 
@@ -237,7 +237,7 @@ class Load:
         read, lost = 0, 0
         for door in self.doors():
             try:
-                nbd = Nbd(door, seconds=35)
+                nbd = Nbd(door, self.export, seconds=35)
             except (OSError, Failed):
                 continue
             lost += self.model.verify(nbd, after_loss)

@@ -8,7 +8,7 @@ use velum_node::config::{Size, SizeError};
 use velum_protocol::{
     admin::{
         Access, AclLine, Attach, AttachmentStatus, ByteRange, CreateVolume, Deleted, Detach, Holdings, MoveVolume,
-        ResizeVolume, SetPermit, VolumeStatus, VolumeSummary, is_name, is_principal, is_volume_size,
+        Reads, ResizeVolume, SetPermit, VolumeStatus, VolumeSummary, is_name, is_principal, is_volume_size,
     },
     id::{BLOCK_BYTES, REGION_BLOCKS},
 };
@@ -324,6 +324,14 @@ impl Table for Listed {
     }
 }
 
+fn read_by(reads: Reads) -> String {
+    let how = match reads {
+        Reads::Lease => "by lease: answered at once while the nodes that keep the journal grant it",
+        Reads::Strict => "strict: answered when the nodes that keep the journal were asked",
+    };
+    how.to_owned()
+}
+
 fn held(holdings: Holdings) -> String {
     format!("{}, of which {} live", bytes(holdings.stored_bytes), bytes(holdings.live_bytes))
 }
@@ -346,6 +354,7 @@ impl Table for Shown {
             vec!["sequence".to_owned(), format!("{} ({} cloud-durable)", exposure.head_seq, exposure.durable_seq)],
             vec!["held per cloud".to_owned(), optional(volume.holdings, held)],
             vec!["checkpoint".to_owned(), optional(volume.checkpoint_seq, |seq| seq.to_string())],
+            vec!["reads".to_owned(), optional(volume.reads, read_by)],
             vec!["epoch, lineage".to_owned(), format!("{}, {}", volume.epoch, volume.lineage)],
         ];
         for cloud in &volume.clouds {

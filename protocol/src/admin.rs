@@ -401,8 +401,23 @@ pub struct VolumeStatus {
     /// What its segments hold, as of the last look; none before the first one.
     #[serde(default)]
     pub holdings: Option<Holdings>,
+    /// How the node knows that it is the owner still when guests read; none where nobody else can be, or another node is.
+    #[serde(default)]
+    pub reads: Option<Reads>,
     /// How far each cloud is.
     pub clouds: Vec<CloudLag>,
+}
+
+/// How an owner among several nodes knows that it still is one when guests read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reads {
+    /// By leases of a second, which the nodes that keep the journal grant, where one guest is attached to a volume and does not share
+    /// it. Elsewhere it asks them.
+    #[default]
+    Lease,
+    /// It asks them each time.
+    Strict,
 }
 
 /// What a volume's segments hold, in each cloud.

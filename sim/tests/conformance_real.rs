@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::unix::{fs::PermissionsExt, net::UnixListener},
+    time::Duration,
 };
 
 use tokio::net::{TcpStream, UnixStream};
@@ -33,6 +34,15 @@ fn connect(address: Address) -> Local<io::Result<Box<dyn Stream>>> {
 #[tokio::test]
 async fn clock_conforms() {
     clock::run(&env()).await;
+}
+
+/// Nothing that a process could notice tells a suspended machine from a thread that stands still.
+#[tokio::test]
+async fn time_goes_on_while_the_thread_stands_still() {
+    let env = env();
+    let before = env.clock.now();
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(env.clock.now().since(before) >= Duration::from_millis(30));
 }
 
 #[tokio::test]

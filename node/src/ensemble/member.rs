@@ -6,8 +6,14 @@
 //!
 //! A copy that may lack what was synced is *damaged*. It counts for nothing until an owner has filled it, from where the owner's
 //! records begin to where earlier owners' ended, and that is synced; then it is amnesic, as after a loss of power.
+//!
+//! A member that has granted a lease promises a later epoch at once, and answers whoever takes over only when the lease has ended. After
+//! a start it waits as if one had been granted just before, unless no promise was ever stored: only a stored one grants leases.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use velum_protocol::{
@@ -15,12 +21,17 @@ use velum_protocol::{
     peer::{
         Frame,
         ensemble::{
-            Append, Appended, Condition, Confirm, Confirmed, Fence, Fenced, Life, Point, ReadTail, Tail, Verdict,
+            Append, Appended, Condition, Confirm, Confirmed, Fence, Fenced, Life, Point, ReadTail, Release, Tail,
+            Verdict,
         },
     },
 };
 
-use super::batch::{Held, TAIL_BYTES, fitting, judge, position};
+use super::{
+    batch::{Held, TAIL_BYTES, fitting, judge, position},
+    lease::Granted,
+};
+use crate::env::Instant;
 
 /// What is stored of a copy beside its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +108,10 @@ pub enum Input {
     ReadTail(NodeId, ReadTail),
     /// An owner wants to know whether it is one.
     Confirm(NodeId, Confirm),
+    /// An owner reads by no lease any more.
+    Release(NodeId, Release),
+    /// Time has passed for which a fence was to wait.
+    Wake,
     /// The sync asked for is done.
     Synced,
     /// The oldest promise that was to be stored is durable.
@@ -119,6 +134,8 @@ pub enum Effect {
     Trim { epoch: Epoch, through: Jseq },
     /// Nothing is missing any more that was synced: later starts need not find that it was.
     MadeUp,
+    /// [`Input::Wake`] when so much time has passed, or later.
+    WakeAfter(Duration),
 }
 
 /// Why a promise is being stored.
@@ -149,6 +166,9 @@ pub struct Member {
     /// The file says what the copy is in this boot.
     is_noted: bool,
     storing: VecDeque<Storing>,
+    granted: Granted,
+    /// Who has fenced, and is answered when what was granted has ended.
+    fencing: BTreeSet<NodeId>,
     condition: Condition,
     filled: Option<Filled>,
     /// A record was found that cannot be.
@@ -168,9 +188,9 @@ pub struct Member {
 }
 
 impl Member {
-    /// A member with what a start found.
+    /// A member with what a start found, in a process that has started then.
     #[must_use]
-    pub fn new(found: Found) -> Self {
+    pub fn new(found: Found, started: Instant) -> Self {
         let condition = found.condition();
         let Found { volume, life, promise, base, held, .. } = found;
         let is_noted = promise.is_some_and(|noted| noted == Noted::of(noted.epoch, condition, life.boot));
@@ -186,6 +206,8 @@ impl Member {
             stored,
             is_noted,
             storing: VecDeque::new(),
+            granted: if promise.is_some() { Granted::before(started) } else { Granted::none() },
+            fencing: BTreeSet::new(),
             condition,
             filled: None,
             forked: false,
@@ -202,18 +224,22 @@ impl Member {
     }
 
     /// Takes one input.
-    pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
+    pub fn step(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Append(from, append) if append.volume == self.volume => self.append(from, &append, effects),
-            Input::Fence(from, fence) if fence.volume == self.volume => self.fence(from, fence, effects),
+            Input::Fence(from, fence) if fence.volume == self.volume => self.fence(now, from, fence, effects),
             Input::ReadTail(from, read) if read.volume == self.volume => self.read(from, read, effects),
-            Input::Confirm(to, Confirm { volume, ticket, .. }) if volume == self.volume => {
-                let frame = Frame::Confirmed(Confirmed { volume, promise: self.promise, ticket });
-                effects.push(Effect::Send { to, frame });
+            Input::Confirm(from, confirm) if confirm.volume == self.volume => {
+                self.confirm(now, from, confirm, effects);
             }
-            Input::Confirm(..) | Input::Append(..) | Input::Fence(..) | Input::ReadTail(..) => {}
+            Input::Release(from, release) if release.volume == self.volume => {
+                self.granted.release(release.epoch, from, release.ticket);
+                self.wake(now, effects);
+            }
+            Input::Confirm(..) | Input::Append(..) | Input::Fence(..) | Input::ReadTail(..) | Input::Release(..) => {}
             Input::Synced => self.synced(effects),
-            Input::Stored => self.stored(effects),
+            Input::Stored => self.stored(now, effects),
+            Input::Wake => self.wake(now, effects),
         }
     }
 
@@ -340,14 +366,45 @@ impl Member {
         position(self.base.at, earlier)
     }
 
-    fn fence(&mut self, from: NodeId, fence: Fence, effects: &mut Vec<Effect>) {
+    fn confirm(&mut self, now: Instant, from: NodeId, confirm: Confirm, effects: &mut Vec<Effect>) {
+        let Confirm { volume, epoch, ticket, wants_lease } = confirm;
+        let is_leased = wants_lease && epoch == self.promise && epoch == self.stored;
+        if is_leased {
+            self.granted.grant(now, epoch, from, ticket);
+        }
+        let frame = Frame::Confirmed(Confirmed { volume, promise: self.promise, ticket, is_leased });
+        effects.push(Effect::Send { to: from, frame });
+    }
+
+    fn fence(&mut self, now: Instant, from: NodeId, fence: Fence, effects: &mut Vec<Effect>) {
         self.promise = self.promise.max(fence.epoch);
+        self.granted.takes_over(from, fence.epoch);
         if self.promise > self.stored {
             return self.store(Storing::Fence(from, self.promise), effects);
         }
         // Promised already; or somebody with a later epoch was first, who is told by it. What is told is durable either way: who
         // asked for less may by now be the one that was granted more.
-        effects.push(self.fenced(from));
+        self.answer_fence(now, from, effects);
+    }
+
+    /// Tells the promise, which is durable, once nobody reads by a lease of an earlier epoch.
+    fn answer_fence(&mut self, now: Instant, to: NodeId, effects: &mut Vec<Effect>) {
+        let wait = self.granted.wait(now, self.promise);
+        if wait.is_zero() {
+            return effects.push(self.fenced(to));
+        }
+        effects.extend(self.fencing.is_empty().then_some(Effect::WakeAfter(wait)));
+        self.fencing.insert(to);
+    }
+
+    fn wake(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        // A later one is on its way to the disk: they are told that one, and not before it is there.
+        if self.promise > self.stored {
+            return;
+        }
+        for to in std::mem::take(&mut self.fencing) {
+            self.answer_fence(now, to, effects);
+        }
     }
 
     fn read(&self, from: NodeId, read: ReadTail, effects: &mut Vec<Effect>) {
@@ -398,17 +455,21 @@ impl Member {
         effects.push(Effect::Store(Noted::of(self.promise, condition, self.life.boot)));
     }
 
-    fn stored(&mut self, effects: &mut Vec<Effect>) {
+    fn stored(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let Some(storing) = self.storing.pop_front() else { return };
         self.is_noted = true;
         // Whoever was overtaken meanwhile is told so when he asks again.
         match storing {
             Storing::Fence(to, epoch) => {
                 self.stored = self.stored.max(epoch);
-                effects.extend((epoch == self.promise).then(|| self.fenced(to)));
+                self.wake(now, effects);
+                if epoch == self.promise {
+                    self.answer_fence(now, to, effects);
+                }
             }
             Storing::First(owner, asked) => {
                 self.stored = self.stored.max(asked.epoch);
+                self.wake(now, effects);
                 self.append(owner, &asked, effects);
             }
             Storing::Heal(by, epoch, to) => {

@@ -13,6 +13,8 @@ pub(in crate::ensemble) const BOOT: BootId = BootId([1; 16]);
 pub(in crate::ensemble) const OTHER_BOOT: BootId = BootId([2; 16]);
 const OWNER: NodeId = NodeId(1);
 const TAKER: NodeId = NodeId(3);
+/// When no lease is out that was granted before the start.
+const LATER: Instant = Instant(10_000_000);
 pub(in crate::ensemble) const LIFE: Life = Life { process: [9; 16], boot: BOOT };
 pub(crate) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
 
@@ -61,7 +63,7 @@ fn found(promise: Option<(u64, BootId)>, held: Vec<Held>) -> Found {
 
 /// A member that has promised epoch 1 in this boot, durably.
 fn member() -> Member {
-    Member::new(found(Some((1, BOOT)), vec![]))
+    Member::new(found(Some((1, BOOT)), vec![]), Instant(0))
 }
 
 fn held(records: &[(Bytes, Point)]) -> Vec<Held> {
@@ -71,7 +73,7 @@ fn held(records: &[(Bytes, Point)]) -> Vec<Held> {
 
 fn step(member: &mut Member, input: Input) -> Vec<Effect> {
     let mut effects = Vec::new();
-    member.step(input, &mut effects);
+    member.step(LATER, input, &mut effects);
     effects
 }
 
@@ -214,7 +216,7 @@ fn no_promise_is_told_that_is_not_durable() {
 /// Without the file a loss of power could take the unsynced copy and the memory of it alike: "empty" would be believed.
 #[test]
 fn nothing_is_taken_before_there_is_a_promise_on_disk() {
-    let mut member = Member::new(found(None, vec![]));
+    let mut member = Member::new(found(None, vec![]), Instant(0));
     let all = records(1, START, 2, 0);
     let effects = step(&mut member, Input::Append(OWNER, append(1, START, &all)));
     assert_eq!(effects, [stored(1)]);
@@ -301,7 +303,7 @@ fn stores(effects: &[Effect]) -> Vec<Noted> {
 #[test]
 fn an_amnesic_copy_is_whole_when_it_is_full_and_the_owner_says_so_and_that_is_stored() {
     let all = records(1, START, 5, 0);
-    let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all[..2])));
+    let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all[..2])), Instant(0));
     step(&mut member, Input::Append(OWNER, append(1, START, &[])));
     step(&mut member, Input::Stored);
     let marks = Marks { written: Jseq(4), durable: Jseq(0), trimmed: Jseq(0) };
@@ -319,7 +321,7 @@ fn an_amnesic_copy_is_whole_when_it_is_full_and_the_owner_says_so_and_that_is_st
 fn damaged(base: Point, held: Vec<Held>) -> Member {
     let mut found = Found { reads: Condition::Damaged, base, ..found(Some((1, BOOT)), held) };
     found.note_condition();
-    Member::new(found)
+    Member::new(found, Instant(0))
 }
 
 /// A copy that lost power while it was filled would else have all that was synced by its promise, and not on its disk.
@@ -368,7 +370,7 @@ fn a_promise_does_not_take_back_that_a_copy_was_filled() {
     step(&mut member, heal(Condition::Amnesic, LIFE.process, marks, all[1].1, &all[2..]));
     assert_eq!(stores(&step(&mut member, Input::Synced)), [noted(1, BootId::ZERO)]);
     assert_eq!(stores(&step(&mut member, fence(2))), [noted(2, BootId::ZERO)]);
-    let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all)));
+    let mut member = Member::new(found(Some((1, OTHER_BOOT)), held(&all)), Instant(0));
     step(&mut member, Input::Append(OWNER, append(1, START, &[])));
     step(&mut member, Input::Stored);
     assert_eq!(
@@ -401,7 +403,7 @@ fn a_damaged_copy_is_filled_from_where_the_owner_begins() {
         Append { marks: Marks { written: Jseq(1), durable: Jseq(1), trimmed: Jseq(1) }, ..append(1, all[0].1, &[]) };
     assert_eq!(answer(&step(&mut member, Input::Append(OWNER, old))).at, Jseq(2), "an old mark takes nothing away");
     assert_eq!(kept(&step(&mut member, owner(all[4].1, &all[5..]))), [6, 7, 8]);
-    let mut amnesic = Member::new(Found { base: all[4].1, ..found(Some((1, BootId::ZERO)), held) });
+    let mut amnesic = Member::new(Found { base: all[4].1, ..found(Some((1, BootId::ZERO)), held) }, Instant(0));
     assert_eq!(answer(&step(&mut amnesic, owner(all[6].1, &[]))).verdict, Verdict::Took);
 }
 
@@ -487,4 +489,112 @@ fn records_are_served_to_whoever_fenced_last_and_to_nobody_else() {
     step(&mut member, Input::Stored);
     assert!(is_served(&step(&mut member, read(2, 4))));
     assert!(!is_served(&step(&mut member, read(1, 4))) && !is_served(&step(&mut member, read(2, 5))));
+}
+
+fn step_at(member: &mut Member, now: Instant, input: Input) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    member.step(now, input, &mut effects);
+    effects
+}
+
+fn confirm(epoch: u64, ticket: u64) -> Input {
+    Input::Confirm(OWNER, Confirm { volume: VOLUME, epoch: Epoch(epoch), ticket, wants_lease: true })
+}
+
+fn confirmed(effects: &[Effect]) -> (u64, bool) {
+    match effects {
+        [Effect::Send { frame: Frame::Confirmed(confirmed), .. }] => (confirmed.promise.0, confirmed.is_leased),
+        other => panic!("no answer to a question: {other:?}"),
+    }
+}
+
+#[test]
+fn a_fence_is_promised_at_once_and_answered_when_the_lease_has_ended() {
+    let mut member = member();
+    assert_eq!(confirmed(&step(&mut member, confirm(1, 1))), (1, true));
+    assert_eq!(step(&mut member, fence(2)), [stored(2)], "nothing of epoch 1 is taken from now on");
+    let later = LATER + Duration::from_millis(300);
+    assert_eq!(step_at(&mut member, later, Input::Stored), [Effect::WakeAfter(Duration::from_millis(700))]);
+    assert_eq!(
+        confirmed(&step_at(&mut member, later, confirm(1, 2))),
+        (2, false),
+        "the owner hears of it, and no lease grows"
+    );
+    assert_eq!(step_at(&mut member, later, fence(2)), [], "asked again it waits as before");
+    // A timer may come early by another clock.
+    let early = LATER + Duration::from_millis(999);
+    assert_eq!(step_at(&mut member, early, Input::Wake), [Effect::WakeAfter(Duration::from_millis(1))]);
+    let ended = LATER + Duration::from_secs(1);
+    let effects = step_at(&mut member, ended, Input::Wake);
+    assert_eq!((effects.len(), told(&effects).promise), (1, Epoch(2)));
+    assert_eq!(step_at(&mut member, ended, Input::Wake), []);
+}
+
+#[test]
+fn a_lease_that_is_released_keeps_nobody_waiting() {
+    let mut member = member();
+    step(&mut member, confirm(1, 1));
+    step(&mut member, fence(2));
+    step(&mut member, Input::Stored);
+    let release = |ticket| Input::Release(OWNER, Release { volume: VOLUME, epoch: Epoch(1), ticket });
+    assert!(matches!(step(&mut member, release(0))[..], [Effect::WakeAfter(_)]), "that was of an earlier question");
+    assert_eq!(told(&step(&mut member, release(1))).promise, Epoch(2));
+}
+
+#[test]
+fn the_owner_itself_takes_over_without_a_wait() {
+    let mut member = member();
+    step(&mut member, confirm(1, 1));
+    step(&mut member, Input::Fence(OWNER, Fence { volume: VOLUME, epoch: Epoch(2) }));
+    assert_eq!(told(&step(&mut member, Input::Stored)).promise, Epoch(2));
+}
+
+#[test]
+fn a_lease_is_granted_by_a_promise_that_is_stored() {
+    let mut member = Member::new(found(None, vec![]), LATER);
+    assert_eq!(confirmed(&step(&mut member, confirm(1, 1))), (0, false));
+    step(&mut member, Input::Append(OWNER, append(1, START, &[])));
+    assert_eq!(confirmed(&step(&mut member, confirm(1, 2))), (1, false), "on its way to the disk");
+    step(&mut member, Input::Stored);
+    assert_eq!(confirmed(&step(&mut member, confirm(1, 3))), (1, true));
+    let question = Confirm { volume: VOLUME, epoch: Epoch(1), ticket: 4, wants_lease: false };
+    assert_eq!(confirmed(&step(&mut member, Input::Confirm(OWNER, question))), (1, false), "only to who wants one");
+}
+
+#[test]
+fn a_start_waits_for_what_may_have_been_granted_before_unless_nothing_can_have_been() {
+    let mut restarted = Member::new(found(Some((1, BOOT)), vec![]), LATER);
+    step(&mut restarted, fence(2));
+    let later = LATER + Duration::from_millis(400);
+    assert_eq!(step_at(&mut restarted, later, Input::Stored), [Effect::WakeAfter(Duration::from_millis(600))]);
+    let ended = LATER + Duration::from_secs(1);
+    assert_eq!(told(&step_at(&mut restarted, ended, Input::Wake)).promise, Epoch(2));
+    // The fence may have been promised before the start already, and waited for what was granted before that.
+    let mut promised = Member::new(found(Some((2, BOOT)), vec![]), LATER);
+    assert!(matches!(step(&mut promised, fence(2))[..], [Effect::WakeAfter(_)]));
+    let mut fresh = Member::new(found(None, vec![]), LATER);
+    step(&mut fresh, fence(2));
+    assert_eq!(told(&step(&mut fresh, Input::Stored)).promise, Epoch(2));
+}
+
+/// Somebody waited for a lease while somebody else fenced, and was told the later promise before it was durable.
+#[test]
+fn whoever_waits_is_told_a_later_promise_only_once_it_is_stored() {
+    let mut member = member();
+    step(&mut member, confirm(1, 1));
+    step(&mut member, fence(2));
+    step(&mut member, Input::Stored);
+    let other = Input::Fence(NodeId(4), Fence { volume: VOLUME, epoch: Epoch(3) });
+    assert_eq!(step(&mut member, other), [stored(3)]);
+    let ended = LATER + Duration::from_secs(1);
+    assert_eq!(step_at(&mut member, ended, Input::Wake), []);
+    let effects = step_at(&mut member, ended, Input::Stored);
+    let told: Vec<_> = effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::Send { to, frame: Frame::Fenced(fenced) } => (to.0, fenced.promise.0),
+            other => panic!("no answer to a fence: {other:?}"),
+        })
+        .collect();
+    assert_eq!(told, [(3, 3), (4, 3)]);
 }

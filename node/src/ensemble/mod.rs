@@ -5,25 +5,26 @@
 pub mod batch;
 pub mod confirm;
 mod follower;
+pub mod lease;
 pub mod member;
 pub mod owner;
 pub mod takeover;
 
-/// A machine that has no use for the time in an actor.
+/// A machine in an actor, and how it is stepped: some have no use for the time.
 macro_rules! in_actor {
-    ($machine:ty, $module:ident) => {
+    ($machine:ty, $module:ident, $step:expr) => {
         impl crate::actor::Machine for $machine {
             type Input = $module::Input;
             type Effect = $module::Effect;
 
-            fn step(&mut self, _now: crate::env::Instant, input: Self::Input, effects: &mut Vec<Self::Effect>) {
-                self.step(input, effects);
+            fn step(&mut self, now: crate::env::Instant, input: Self::Input, effects: &mut Vec<Self::Effect>) {
+                $step(self, now, input, effects);
             }
         }
     };
 }
 
-in_actor!(owner::Owner, owner);
-in_actor!(takeover::Takeover, takeover);
-in_actor!(member::Member, member);
-in_actor!(confirm::Confirming, confirm);
+in_actor!(owner::Owner, owner, |own: &mut Self, _, input, effects| own.step(input, effects));
+in_actor!(takeover::Takeover, takeover, |own: &mut Self, _, input, effects| own.step(input, effects));
+in_actor!(member::Member, member, Self::step);
+in_actor!(confirm::Confirming, confirm, Self::step);

@@ -30,7 +30,7 @@ pub struct WallTime(pub u64);
 
 /// The node's clock.
 pub trait Clock {
-    /// Monotonic now.
+    /// Monotonic now. It goes on while the machine is suspended and while the process stands still: leases end meanwhile.
     fn now(&self) -> Instant;
     /// Wall time, for display only.
     fn wall(&self) -> WallTime;

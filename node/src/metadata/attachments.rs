@@ -173,6 +173,13 @@ impl State {
         self.attachments.get(&volume).map_or(pass.is_none(), |of_volume| of_volume.admits(pass))
     }
 
+    /// Whether exactly one guest is attached to a volume, and does not share it.
+    #[must_use]
+    pub fn is_attached_once(&self, volume: VolumeId) -> bool {
+        let live = self.attachments.get(&volume).map(|of_volume| &of_volume.live);
+        live.is_some_and(|live| live.len() == 1 && live.values().all(|attachment| !attachment.made.shared))
+    }
+
     fn attached(&mut self, volume: VolumeId) -> Result<&mut Attachments, Rejection> {
         self.attachments.get_mut(&volume).ok_or(Rejection::NotAttached)
     }

@@ -4,7 +4,7 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 
 use super::{
     CLOUD_SECONDS,
-    label::{By, Label, NodeRole},
+    label::{By, Label, NodeRole, ReadsBy},
     make::Make,
 };
 
@@ -64,6 +64,8 @@ pub struct EnsembleMetrics {
     pub takeover_seconds: Histogram,
     /// `velum_ensemble_lineage_changes_total`: counted where it is applied, on every node.
     pub lineage_changes: IntCounter,
+    /// `velum_ensemble_reads_total`: reads of this node's volumes that were answered, or are to be, by what says that it is the owner.
+    pub reads: By<ReadsBy, IntCounter>,
 }
 
 impl Make {
@@ -100,7 +102,13 @@ impl Make {
 
     pub(super) fn ensemble(&self) -> EnsembleMetrics {
         let members = self.gauges("velum_ensemble_members", "Nodes that keep a journal of a volume here", &["state"]);
+        let reads = self.counters(
+            "velum_ensemble_reads_total",
+            "Reads by what says that this node owns the volume",
+            &[ReadsBy::NAME],
+        );
         EnsembleMetrics {
+            reads: By::new(|by: &ReadsBy| reads.with_label_values(&[by.text()])),
             members_current: members.with_label_values(&["current"]),
             members_lagging: members.with_label_values(&["lagging"]),
             members_gone: members.with_label_values(&["gone"]),

@@ -55,6 +55,15 @@ label! {
     }
 }
 label! {
+    /// What says that a node still owns a volume that is read.
+    ReadsBy "by" {
+        /// Leases that the members granted.
+        Lease = "lease",
+        /// What they answered to a question.
+        Question = "question",
+    }
+}
+label! {
     /// How a guest's request ended.
     GuestOutcome "outcome" {
         /// Done.

@@ -29,7 +29,7 @@ use super::{quota::Quota, start::StartError};
 use crate::{
     actor::{self, Handle},
     ensemble::member::{Found, Input, Member},
-    env::Env,
+    env::{Env, Instant},
     journal::{Journal, StreamId},
     peer::Links,
 };
@@ -79,7 +79,7 @@ impl Copies {
     /// # Errors
     /// When a promise cannot be written.
     pub(super) async fn start(around: Surroundings, found: FoundCopies) -> Result<Self, StartError> {
-        let FoundCopies { promises, life, copies } = found;
+        let FoundCopies { promises, life, started, copies } = found;
         let Surroundings { env, cluster, node, journal, links, is_volume, quota } = around;
         let inner = Inner {
             env,
@@ -97,15 +97,15 @@ impl Copies {
         let own = Self(Rc::new(inner));
         for (volume, found) in copies {
             found::note(&own.0.env, &own.0.promises, (cluster, node, volume), &found).await?;
-            own.begin(found);
+            own.begin(found, started);
         }
         Ok(own)
     }
 
-    fn begin(&self, found: Found) -> Handle<Input> {
+    fn begin(&self, found: Found, started: Instant) -> Handle<Input> {
         let volume = found.volume;
         let shell = CopyShell::new(self, volume);
-        let handle = actor::start(Rc::clone(&self.0.env.clock), Member::new(found), shell);
+        let handle = actor::start(Rc::clone(&self.0.env.clock), Member::new(found, started), shell);
         self.0.copies.borrow_mut().insert(volume, handle.clone());
         handle
     }
@@ -113,7 +113,7 @@ impl Copies {
     /// The copy of a volume; a new one when there is none.
     fn copy(&self, volume: VolumeId) -> Handle<Input> {
         let known = self.0.copies.borrow().get(&volume).cloned();
-        known.unwrap_or_else(|| self.begin(found::nothing(volume, self.0.life)))
+        known.unwrap_or_else(|| self.begin(found::nothing(volume, self.0.life), self.0.env.clock.now()))
     }
 
     /// What this node's own volumes may take of journals.
@@ -146,6 +146,9 @@ impl Copies {
             }
             Frame::Confirm(confirm) if (self.0.is_volume)(confirm.volume) => {
                 self.copy(confirm.volume).call(Input::Confirm(from, confirm));
+            }
+            Frame::Release(release) if (self.0.is_volume)(release.volume) => {
+                self.copy(release.volume).call(Input::Release(from, release));
             }
             Frame::Confirmed(confirmed) => self.tell(confirmed.volume, from, frame),
             Frame::Appended(appended) => self.tell(appended.volume, from, frame),

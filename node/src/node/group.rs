@@ -136,7 +136,8 @@ impl Receiver for Ears {
             | Frame::ReadTail(_)
             | Frame::Tail(_)
             | Frame::Confirm(_)
-            | Frame::Confirmed(_)) => return self.admission.told(from, frame),
+            | Frame::Confirmed(_)
+            | Frame::Release(_)) => return self.admission.told(from, frame),
             Frame::Forward(frame) => {
                 if let Some(forwarding) = self.forwarding() {
                     forwarding.receive(from, frame);

@@ -415,6 +415,11 @@ impl Assembly {
             Either::Left(_) => true,
             Either::Right(_) => false,
         };
+        let open = self.open.get(id).filter(|_| is_idle);
+        if let Some(owning) = open.as_ref().and_then(|open| open.owning.as_ref()) {
+            // Before the grant: whoever is granted the volume fences at once.
+            owning.release();
+        }
         let is_granted = is_idle && grant(self, id, epoch, to, members).await;
         if !is_granted {
             switch.go_on();

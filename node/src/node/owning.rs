@@ -30,8 +30,9 @@ use crate::{
         confirm::{self, Confirming},
         owner::{Effect, Input, MemberStanding, Opening, Owner, TICK},
     },
-    env::{Env, Local},
+    env::{Clock, Env, Local},
     journal::Journal,
+    metrics::{By, IntCounter, ReadsBy},
     volume::{JournalFailed, OnWritten, Records, Submitted},
 };
 
@@ -40,10 +41,20 @@ use crate::{
 pub(super) struct Owning {
     handle: Handle<Input>,
     asking: Handle<confirm::Input>,
+    asker: Stoppable<Confirming>,
+    reading: Rc<Reading>,
+    clock: Rc<dyn Clock>,
     machine: Stoppable<Owner>,
     marks: Rc<Marks>,
     journal: Rc<Journal>,
     quota: Rc<Quota>,
+}
+
+/// How reads are answered.
+pub(super) struct Reading {
+    /// Whether leases may answer them, now.
+    pub(super) may_lease: Box<dyn Fn() -> bool>,
+    pub(super) reads: By<ReadsBy, IntCounter>,
 }
 
 /// Ticks without a word after which a member is gone.
@@ -81,7 +92,7 @@ struct Marks {
 
 impl Owning {
     /// Starts shipping to the members.
-    pub(super) fn start(env: &Env, copies: &Copies, journal: &Rc<Journal>, opening: Opening) -> Self {
+    pub(super) fn start(env: &Env, copies: &Copies, journal: &Rc<Journal>, opening: Opening, reading: Reading) -> Self {
         let volume = opening.volume;
         let marks = Rc::new(Marks::default());
         // What earlier ensembles kept, this one may not keep yet.
@@ -90,16 +101,18 @@ impl Owning {
         let records = u64::try_from(opening.records.len()).expect("a length in memory fits 64 bits");
         marks.made.set(Jseq(opening.base.at.0 + records));
         let asker = Confirming::new(volume, opening.epoch, opening.members.clone());
+        let asker = Stoppable::new(asker, Vec::new());
         let asker_shell = AskerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
-        let asking = actor::start(Rc::clone(&env.clock), asker, asker_shell);
+        let asking = actor::start(Rc::clone(&env.clock), asker.clone(), asker_shell);
         let mut first = Vec::new();
         let owner = Owner::new(opening, &mut first);
         let machine = Stoppable::new(owner, first);
-        let shell = OwnerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks) };
+        let shell = OwnerShell { volume, copies: copies.clone(), marks: Rc::clone(&marks), asking: asking.clone() };
         let handle = actor::start(Rc::clone(&env.clock), machine.clone(), shell);
         copies.listen(volume, Rc::new(OwnerEar(handle.clone(), asking.clone())));
         let (journal, quota) = (Rc::clone(journal), copies.quota());
-        let own = Self { handle, asking, machine, marks, journal, quota };
+        let (reading, clock) = (Rc::new(reading), Rc::clone(&env.clock));
+        let own = Self { handle, asking, asker, reading, clock, machine, marks, journal, quota };
         own.handle.call(Input::Tick);
         own.count();
         own.tick(env);
@@ -159,8 +172,20 @@ impl Owning {
         members.into_iter().map(standing).collect()
     }
 
+    /// Whether leases may answer reads now.
+    pub(super) fn reads_by_lease(&self) -> bool {
+        (self.reading.may_lease)()
+    }
+
+    /// Nothing is read here for now, or any more: whoever takes over need not wait for leases.
+    pub(super) fn release(&self) {
+        self.asking.call(confirm::Input::Release);
+    }
+
     /// No more: what waits for a mark waits for ever.
     pub(super) fn stop(&self) {
+        self.release();
+        self.asker.stop();
         self.machine.stop();
         self.count();
         *self.marks.on_written.borrow_mut() = None;
@@ -194,15 +219,26 @@ impl Records for Owning {
         })
     }
 
-    fn confirm(&self) -> Local<()> {
+    fn confirm(&self, reads: u64) -> Option<Local<()>> {
+        let wants_lease = self.reads_by_lease();
+        // After the reads were done, whatever held them up: that is what makes the lease answer for them.
+        let left = self.asker.with(|asker| asker.lease_left(self.clock.now())).filter(|_| wants_lease);
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
+            self.reading.reads.of(ReadsBy::Lease).inc_by(reads);
+            if Confirming::is_soon_over(left) {
+                self.asking.call(confirm::Input::Renew);
+            }
+            return None;
+        }
+        self.reading.reads.of(ReadsBy::Question).inc_by(reads);
         let (done, wait) = oneshot::channel();
         self.marks.asked_since.borrow_mut().push(done);
-        self.asking.call(confirm::Input::Ask);
-        Box::pin(async move {
+        self.asking.call(confirm::Input::Ask { wants_lease });
+        Some(Box::pin(async move {
             if wait.await.is_err() {
                 std::future::pending::<()>().await;
             }
-        })
+        }))
     }
 
     fn trim(&self, _epoch: Epoch, through: Jseq) {
@@ -243,6 +279,7 @@ struct OwnerShell {
     volume: VolumeId,
     copies: Copies,
     marks: Rc<Marks>,
+    asking: Handle<confirm::Input>,
 }
 
 impl Shell<Stoppable<Owner>> for OwnerShell {
@@ -253,6 +290,7 @@ impl Shell<Stoppable<Owner>> for OwnerShell {
             Effect::Durable(at) => self.marks.durable(at),
             Effect::Deposed(by) => {
                 self.marks.deposed(self.volume, by);
+                self.asking.call(confirm::Input::Release);
             }
             Effect::Conflict(member) => {
                 tracing::error!(volume = %self.volume, %member, "a copy of the journal holds what cannot be; it is not counted");
@@ -267,7 +305,7 @@ struct AskerShell {
     marks: Rc<Marks>,
 }
 
-impl Shell<Confirming> for AskerShell {
+impl Shell<Stoppable<Confirming>> for AskerShell {
     fn perform(&mut self, effect: confirm::Effect, _own: &Handle<confirm::Input>) {
         match effect {
             confirm::Effect::Send { to, frame } => self.copies.send(to, frame),

@@ -39,8 +39,8 @@ impl Records for VolumeRecords {
     }
 
     /// Nobody else can.
-    fn confirm(&self) -> Local<()> {
-        Box::pin(std::future::ready(()))
+    fn confirm(&self, _reads: u64) -> Option<Local<()>> {
+        None
     }
 
     fn trim(&self, epoch: Epoch, through: Jseq) {

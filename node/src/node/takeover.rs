@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::{Either, select};
 use tokio::sync::oneshot;
 use velum_protocol::{
+    admin::Reads,
     format::metadata::Command,
     id::{Epoch, Jseq, NodeId, VolumeId},
     peer::{Frame, ensemble::Point},
@@ -18,7 +19,7 @@ use super::{
     Assembly,
     copies::{Copies, Ear},
     opening::OpenError,
-    owning::Owning,
+    owning::{Owning, Reading},
     stoppable::Stoppable,
 };
 use crate::{
@@ -95,7 +96,7 @@ impl Assembly {
         let members = self.with_ensemble(id, epoch, |_, ensemble| ensemble.members.clone())?;
         let back =
             owner::Opening { volume: id, node: self.node, epoch, members, base, records: records.clone(), durable };
-        let owning = Owning::start(&self.env, copies, &self.journal, back);
+        let owning = Owning::start(&self.env, copies, &self.journal, back, self.reading(id));
         let opened = async {
             self.until_over(id, epoch, owning.durable()).await?;
             let (last, chain) = (end.at, end.chain);
@@ -116,6 +117,13 @@ impl Assembly {
         }
         tracing::info!(volume = %id, %epoch, records = records.len(), ?took, "the journal goes on here");
         Ok(TakenOver { owning, records })
+    }
+
+    /// How reads of a volume of this node's are answered.
+    fn reading(&self, id: VolumeId) -> Reading {
+        let (metadata, setting) = (self.metadata.clone(), self.config.reads);
+        let may_lease = move || setting == Reads::Lease && metadata.with(|state| state.is_attached_once(id));
+        Reading { may_lease: Box::new(may_lease), reads: self.metrics.ensemble.reads.clone() }
     }
 
     fn with_ensemble<T>(

@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use velum_protocol::{
-    admin::{CloudCheck, CloudLag, CloudState, CloudStatus, Exposure, Holdings, VolumeStatus, VolumeSummary},
+    admin::{CloudCheck, CloudLag, CloudState, CloudStatus, Exposure, Holdings, Reads, VolumeStatus, VolumeSummary},
     format::metadata::CloudName,
     id::VolumeId,
 };
@@ -42,6 +42,7 @@ pub(super) fn volume(node: &Assembly, id: VolumeId) -> Option<VolumeStatus> {
             checkpoint_seq: volume.checkpoint.as_ref().map(|checkpoint| checkpoint.seq.0),
             exposure: exposure(node, id, volume),
             holdings: holdings(node, id),
+            reads: reads(node, id),
             clouds: state.clouds.iter().map(|cloud| lag(volume, &cloud.name)).collect(),
         })
     })
@@ -50,6 +51,11 @@ pub(super) fn volume(node: &Assembly, id: VolumeId) -> Option<VolumeStatus> {
 fn sessions(node: &Assembly, id: VolumeId) -> u64 {
     let count = node.open.get(id).map_or(0, |open| open.volume.session_count());
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// How reads are answered, where a volume may have another owner tomorrow.
+fn reads(node: &Assembly, id: VolumeId) -> Option<Reads> {
+    Some(if node.open.get(id)?.owning.as_ref()?.reads_by_lease() { Reads::Lease } else { Reads::Strict })
 }
 
 /// What the volume's segments hold, once they were looked at.

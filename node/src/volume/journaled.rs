@@ -251,7 +251,8 @@ impl VolumeMachine {
         let journaled = &mut self.journaled;
         if !in_burst && journaled.confirming.is_empty() && !journaled.unconfirmed.is_empty() {
             journaled.confirming = std::mem::take(&mut journaled.unconfirmed);
-            effects.push(Effect::Confirm);
+            let reads = u64::try_from(journaled.confirming.len()).expect("a length in memory fits 64 bits");
+            effects.push(Effect::Confirm { reads });
         }
         if journaled.poisoned || (in_burst && journaled.appended_bytes < BATCH_BYTES_MAX) {
             return;

@@ -198,7 +198,10 @@ pub enum Effect {
         through: Jseq,
     },
     /// Look whether this node is the owner still; then [`Input::Confirmed`].
-    Confirm,
+    Confirm {
+        /// So many answers wait for it.
+        reads: u64,
+    },
     /// Answer a guest.
     Reply(Reply),
     /// Fetch a frame, or at least the blocks wanted of it.

@@ -69,8 +69,9 @@ pub trait Records {
     fn on_written(&self, written: OnWritten);
     /// Completes when everything submitted before the call is at d1.
     fn sync(&self) -> Local<Result<(), JournalFailed>>;
-    /// Completes when it is known that nobody else could have had anything acked when this was called.
-    fn confirm(&self) -> Local<()>;
+    /// So many reads are done. None when it is known already that nobody else can have had anything acked; else it completes when it is
+    /// known that nobody could when this was called.
+    fn confirm(&self, reads: u64) -> Option<Local<()>>;
     /// Forgets records up to a position.
     fn trim(&self, epoch: Epoch, through: Jseq);
     /// True when `bytes` of records fit.
@@ -417,13 +418,13 @@ impl Shell<Stepped> for VolumeShell {
                     }
                 });
             }
-            Effect::Confirm => {
-                let confirmed = self.records.confirm();
-                own.spawn(async move {
+            Effect::Confirm { reads } => match self.records.confirm(reads) {
+                Some(confirmed) => own.spawn(async move {
                     confirmed.await;
                     Input::Confirmed
-                });
-            }
+                }),
+                None => own.call(Input::Confirmed),
+            },
             Effect::Reply(reply) => {
                 let session =
                     self.shared.sessions.borrow().get(&reply.origin.session).map(|(_, replies)| Rc::clone(replies));

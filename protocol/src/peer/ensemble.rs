@@ -363,19 +363,22 @@ pub struct Confirm {
     pub volume: VolumeId,
     /// The owner's epoch.
     pub epoch: Epoch,
-    /// Comes back with the answer.
+    /// Comes back with the answer. Rises from question to question of an epoch.
     pub ticket: u64,
+    /// The owner wants a lease with the answer.
+    pub wants_lease: bool,
 }
 
 impl Confirm {
     pub(super) fn put(self, out: &mut Vec<u8>) {
         put_epoch(self.volume, self.epoch, out);
-        out.extend_from_slice(&self.ticket.to_le_bytes());
+        put_ticket(self.ticket, self.wants_lease, out);
     }
 
     pub(super) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
         let (volume, epoch) = read_epoch(fields)?;
-        Ok(Self { volume, epoch, ticket: fields.u64()? })
+        let (ticket, wants_lease) = read_ticket(fields)?;
+        Ok(Self { volume, epoch, ticket, wants_lease })
     }
 }
 
@@ -388,18 +391,55 @@ pub struct Confirmed {
     pub promise: Epoch,
     /// As asked.
     pub ticket: u64,
+    /// Whether a lease was granted when the question came.
+    pub is_leased: bool,
 }
 
 impl Confirmed {
     pub(super) fn put(self, out: &mut Vec<u8>) {
         put_epoch(self.volume, self.promise, out);
-        out.extend_from_slice(&self.ticket.to_le_bytes());
+        put_ticket(self.ticket, self.is_leased, out);
     }
 
     pub(super) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
         let (volume, promise) = (VolumeId(fields.array()?), Epoch(fields.u64()?));
-        Ok(Self { volume, promise, ticket: fields.u64()? })
+        let (ticket, is_leased) = read_ticket(fields)?;
+        Ok(Self { volume, promise, ticket, is_leased })
     }
+}
+
+/// An owner's word that it reads by no lease any more that it was granted so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The last question that leases were granted for.
+    pub ticket: u64,
+}
+
+impl Release {
+    pub(super) fn put(self, out: &mut Vec<u8>) {
+        put_epoch(self.volume, self.epoch, out);
+        out.extend_from_slice(&self.ticket.to_le_bytes());
+    }
+
+    pub(super) fn read(fields: &mut Reader<'_>) -> Result<Self, ReadError> {
+        let (volume, epoch) = read_epoch(fields)?;
+        Ok(Self { volume, epoch, ticket: fields.u64()? })
+    }
+}
+
+fn put_ticket(ticket: u64, lease: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(&ticket.to_le_bytes());
+    out.extend_from_slice(&[u8::from(lease), 0, 0, 0]);
+}
+
+fn read_ticket(fields: &mut Reader<'_>) -> Result<(u64, bool), ReadError> {
+    let (ticket, lease) = (fields.u64()?, flag(fields, "lease")?);
+    zeros::<3>(fields)?;
+    Ok((ticket, lease))
 }
 
 fn put_epoch(volume: VolumeId, epoch: Epoch, out: &mut Vec<u8>) {

@@ -71,6 +71,8 @@ pub enum Kind {
     Confirm = 22,
     /// The one that has.
     Confirmed = 23,
+    /// No lease is used any more.
+    Release = 24,
     /// A stream of forwarded requests begins.
     Open = 32,
     /// It has.
@@ -98,7 +100,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 29] = [
         Self::Hello,
         Self::Beat,
         Self::Raft,
@@ -115,6 +117,7 @@ impl Kind {
         Self::Tail,
         Self::Confirm,
         Self::Confirmed,
+        Self::Release,
         Self::Open,
         Self::Opened,
         Self::Closed,
@@ -231,6 +234,8 @@ pub enum Frame {
     Confirm(ensemble::Confirm),
     /// See [`Kind::Confirmed`].
     Confirmed(ensemble::Confirmed),
+    /// See [`Kind::Release`].
+    Release(ensemble::Release),
     /// About forwarded requests: [`Kind::Open`] to [`Kind::TookReplies`].
     Forward(forward::Forward),
 }
@@ -256,6 +261,7 @@ impl Frame {
             Self::Tail(_) => Kind::Tail,
             Self::Confirm(_) => Kind::Confirm,
             Self::Confirmed(_) => Kind::Confirmed,
+            Self::Release(_) => Kind::Release,
             Self::Forward(forward) => forward.kind(),
         }
     }
@@ -286,6 +292,7 @@ impl Frame {
             Self::Tail(tail) => tail.put(&mut out),
             Self::Confirm(confirm) => confirm.put(&mut out),
             Self::Confirmed(confirmed) => confirmed.put(&mut out),
+            Self::Release(release) => release.put(&mut out),
             Self::Forward(forward) => forward.put(&mut out),
         }
         let body_bytes = out.len() - HEADER_BYTES;
@@ -329,6 +336,7 @@ impl Frame {
             Kind::Tail => Self::Tail(ensemble::Tail::read(body, &mut fields)?),
             Kind::Confirm => Self::Confirm(ensemble::Confirm::read(&mut fields)?),
             Kind::Confirmed => Self::Confirmed(ensemble::Confirmed::read(&mut fields)?),
+            Kind::Release => Self::Release(ensemble::Release::read(&mut fields)?),
             Kind::Open
             | Kind::Opened
             | Kind::Closed

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::{
     agreement::{Message, MessageKind, SnapshotHead},
     ensemble::{
-        Append, Appended, Condition, Confirm, Confirmed, Fence, Fenced, Heal, Life, Marks, Point, ReadTail, Tail,
+        Append, Appended, Condition, Confirm, Confirmed, Fence, Fenced, Heal, Life, Marks, Point, ReadTail, Release,
+        Tail,
     },
     forward::{Ask, Ended, FORWARD_EXTENTS_MAX, FORWARD_PIECE_BYTES_MAX, Forward, Refused, Told},
     *,
@@ -131,8 +132,9 @@ fn of_ensembles() -> Vec<Frame> {
         Frame::Fenced(fenced()),
         Frame::ReadTail(ReadTail { volume, epoch: Epoch(4), after: Jseq(5), through: Jseq(10) }),
         Frame::Tail(Tail { volume, epoch: Epoch(4), prev: point(5), records: vec![Bytes::from(vec![0x33; 136])] }),
-        Frame::Confirm(Confirm { volume, epoch: Epoch(4), ticket: 9 }),
-        Frame::Confirmed(Confirmed { volume, promise: Epoch(4), ticket: 9 }),
+        Frame::Confirm(Confirm { volume, epoch: Epoch(4), ticket: 9, wants_lease: true }),
+        Frame::Confirmed(Confirmed { volume, promise: Epoch(4), ticket: 9, is_leased: false }),
+        Frame::Release(Release { volume, epoch: Epoch(4), ticket: 9 }),
         Frame::Append(filled()),
         Frame::Appended(Appended { condition: Condition::Damaged, ..appended() }),
         Frame::Fenced(Fenced { condition: Condition::Damaged, ..fenced() }),
@@ -377,7 +379,7 @@ fn headers_are_judged_before_their_bodies() {
     assert_eq!(forged(3, most + 1), Err(FrameError::Length(most + 1)));
     assert_eq!(forged(0, 1), Err(FrameError::Kind(0)));
     assert_eq!(forged(9, 1), Err(FrameError::Kind(9)));
-    assert_eq!(forged(24, 1), Err(FrameError::Kind(24)));
+    assert_eq!(forged(25, 1), Err(FrameError::Kind(25)));
     assert_eq!(forged(44, 1), Err(FrameError::Kind(44)));
 }
 
@@ -481,11 +483,15 @@ fn frames_of_ensembles_keep_their_bytes() {
             ),
         ),
         (
-            "564c70720100160020000000",
-            concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000"),
+            "564c70720100160024000000",
+            concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000", "01000000"),
         ),
         (
-            "564c70720100170020000000",
+            "564c70720100170024000000",
+            concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000", "00000000"),
+        ),
+        (
+            "564c70720100180020000000",
             concat!("70707070707070707070707070707070", "0400000000000000", "0900000000000000"),
         ),
         (
@@ -560,6 +566,8 @@ fn frames_of_ensembles_that_cannot_be_are_refused() {
         Frame::Fenced(Fenced { tail: point(5), ..fenced() }),
         Frame::Fenced(Fenced { tail_epoch: Epoch(0), ..fenced() }),
         Frame::ReadTail(ReadTail { volume, epoch: Epoch(4), after: Jseq(9), through: Jseq(9) }),
+        Frame::Confirm(Confirm { volume, epoch: Epoch(0), ticket: 9, wants_lease: true }),
+        Frame::Release(Release { volume, epoch: Epoch(0), ticket: 9 }),
     ];
     for frame in bad {
         assert!(decode(&frame.encode()).is_err(), "{frame:?}");

@@ -23,6 +23,12 @@ pub enum Bug {
     KeptLineage,
     /// The owner's own copy counts twice.
     OwnCopyTwice,
+    /// 12: an owner counts a lease from when the answer came.
+    LeaseFromReply,
+    /// 13: a fence is answered while a lease is out.
+    NoLeaseWait,
+    /// 14: an owner reads by a lease that has ended.
+    ReadAfterLease,
     /// 15: raft takes a record of the sequence whose owner's epoch is over.
     StaleAppend,
     /// 16: raft takes a record of the sequence that follows another one than the last.
@@ -42,7 +48,7 @@ pub enum Bug {
 }
 
 /// All planted bugs.
-pub const ALL: [Bug; 18] = [
+pub const ALL: [Bug; 21] = [
     Bug::AckAtOne,
     Bug::SyncAtOwner,
     Bug::UnstoredPromise,
@@ -53,6 +59,9 @@ pub const ALL: [Bug; 18] = [
     Bug::CountedAmnesic,
     Bug::KeptLineage,
     Bug::OwnCopyTwice,
+    Bug::LeaseFromReply,
+    Bug::NoLeaseWait,
+    Bug::ReadAfterLease,
     Bug::StaleAppend,
     Bug::UnlinkedAppend,
     Bug::TrimBeforeDurable,

@@ -136,6 +136,11 @@ impl Ghost {
         verdict.map_err(|why| format!("SEQ1: a record up to {last:?}: {why}"))
     }
 
+    /// Whether anything was acked in an epoch after this one: what its owner holds may miss it.
+    pub(super) fn is_superseded(&self, epoch: Epoch) -> bool {
+        self.acked_by.keys().next_back().is_some_and(|last| *last > epoch)
+    }
+
     fn one_writer(&mut self, epoch: Epoch, node: NodeId) -> Verdict {
         let first = *self.acked_by.entry(epoch).or_insert(node);
         if first == node { Ok(()) } else { Err(format!("OWN1: nodes {first} and {node} both acked in {epoch:?}")) }
@@ -178,6 +183,9 @@ mod tests {
         assert!(ghost.acked(Epoch(1), NodeId(1), point(4)).unwrap_err().starts_with("OWN4"));
         assert!(ghost.synced(Epoch(1), NodeId(1), Jseq(4)).unwrap_err().starts_with("OWN4"));
         assert!(ghost.made(Epoch(2), point(5)).unwrap_err().starts_with("VIS6"));
+        assert!(!ghost.is_superseded(Epoch(1)), "open, and nothing acked");
+        ghost.acked(Epoch(2), NodeId(2), point(3)).unwrap();
+        assert!(ghost.is_superseded(Epoch(1)) && !ghost.is_superseded(Epoch(2)));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use velum_protocol::{
     peer::ensemble::{Condition, Life, Point},
 };
 
+use super::{clock::Clock, world::Reads};
 use crate::rng::Rng;
 
 /// The only volume.
@@ -58,6 +59,7 @@ pub(super) struct Machine {
     pub(super) disk: Disk,
     pub(super) up: Option<Up>,
     pub(super) paused_until_ms: u64,
+    pub(super) clock: Clock,
     /// When its journal lost what had been synced, until its copy was filled again.
     pub(super) damaged_ms: Option<u64>,
 }
@@ -97,6 +99,7 @@ pub(super) struct Owning {
     /// Sequence records that raft has not answered yet, oldest first.
     pub(super) sent: Vec<Sent>,
     pub(super) began_ms: u64,
+    pub(super) reads: Reads,
 }
 
 /// A sequence record on its way to raft.
@@ -108,21 +111,21 @@ pub(super) struct Sent {
 }
 
 impl Machine {
-    pub(super) fn new(node: NodeId) -> Self {
+    pub(super) fn new(node: NodeId, clock: Clock) -> Self {
         let (boot, processes, stopped_cleanly, paused_until_ms) = (1, 0, false, 0);
         let (log, synced, promise) = (Vec::new(), 0, None);
         let disk = Disk { log, synced, promise, storing: VecDeque::new(), reads: Condition::Whole };
-        Self { node, boot, processes, stopped_cleanly, disk, up: None, paused_until_ms, damaged_ms: None }
+        Self { node, boot, processes, stopped_cleanly, disk, up: None, paused_until_ms, clock, damaged_ms: None }
     }
 
-    pub(super) fn start(&mut self) {
+    pub(super) fn start(&mut self, now_ms: u64) {
         self.processes += 1;
         // What a start has read it syncs before it answers for it.
         self.disk.synced = self.disk.log.len();
         let mut found = self.find();
         found.note_condition();
         self.disk.promise = found.promise;
-        let member = Member::new(found);
+        let member = Member::new(found, self.clock.at(now_ms));
         (self.disk.reads, self.stopped_cleanly) = (Condition::Whole, false);
         self.up = Some(Up { process: self.processes, member, role: Role::None });
     }

@@ -1,10 +1,11 @@
 //! Ensembles under one seed: the shipped machines of members, owners and takeovers, stepped directly, around the shipped metadata.
 //!
-//! Nodes have disks that lose what was not synced, links that delay, lose and are cut one way, and boots that a loss of power
-//! ends. A keeper grants the volume to others whenever it likes; deposed owners go on until they are told. Each frame passes its
+//! Nodes have disks that lose what was not synced, links that delay, lose and are cut one way, boots that a loss of power
+//! ends, and clocks of their own. Guests write, and read by lease or by question. A keeper grants the volume to others whenever it likes; deposed owners go on until they are told. Each frame passes its
 //! wire form. In the end all heals, and an owner must open and bring a barrier to d1.
 
 mod bugs;
+mod clock;
 mod ghost;
 mod machine;
 mod world;

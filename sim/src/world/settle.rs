@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use velum_node::metrics::ReadsBy;
 use velum_protocol::admin::{Request, Response};
 
 use super::World;
@@ -25,6 +26,7 @@ impl World {
     /// Ends all troubles, waits for rest, and judges what is there.
     pub(super) async fn settle(self: &Rc<Self>) {
         self.heal();
+        self.count_reads();
         let before = self.several.seen.borrow().so_far();
         if self.several.is_tended() && !self.came_together().await {
             return;
@@ -55,6 +57,15 @@ impl World {
         if self.several.is_tended() && !self.sim.has_failed() {
             self.agreed_in_the_end().await;
             self.check_rest(&before);
+        }
+    }
+
+    /// How reads were answered by the processes that live: nothing else shows from outside which of the two was tried.
+    fn count_reads(&self) {
+        for node in self.hosts().iter().filter_map(|host| host.seen()) {
+            for (by, what) in [(ReadsBy::Lease, "reads by lease"), (ReadsBy::Question, "reads by question")] {
+                self.sim.count(what, node.metrics().ensemble.reads.of(by).get());
+            }
         }
     }
 

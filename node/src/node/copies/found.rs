@@ -22,7 +22,7 @@ use crate::{
         batch::Held,
         member::{Found, Noted},
     },
-    env::Env,
+    env::{Env, Instant},
     journal::{Loss, Position, Replay, StreamId, Tail},
 };
 
@@ -46,6 +46,8 @@ pub(in crate::node) struct Known<'a> {
 pub(in crate::node) struct FoundCopies {
     pub(super) promises: PathBuf,
     pub(super) life: Life,
+    /// When nothing was running any more that the process before had begun.
+    pub(super) started: Instant,
     pub(super) copies: BTreeMap<VolumeId, Found>,
 }
 
@@ -55,7 +57,7 @@ impl FoundCopies {
     /// # Errors
     /// When a promise cannot be read: without it the copy must not be answered for.
     pub(in crate::node) async fn look(env: &Env, known: Known<'_>) -> Result<Self, StartError> {
-        let dir = &known.promises;
+        let (dir, started) = (&known.promises, env.clock.now());
         let boot = env.disk.boot().await.map_err(|error| StartError::disk(dir, error))?;
         let life = Life { process: env.entropy.fresh16(), boot };
         env.disk.create_dir_all(dir).await.map_err(|error| StartError::disk(dir, error))?;
@@ -74,7 +76,7 @@ impl FoundCopies {
             (volume, find(&known, life, volume, promise))
         });
         let copies = copies.collect();
-        Ok(Self { life, copies, promises: known.promises })
+        Ok(Self { life, started, copies, promises: known.promises })
     }
 }
 

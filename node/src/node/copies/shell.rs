@@ -93,6 +93,7 @@ impl Shell<Member> for CopyShell {
                 }
             }
             Effect::Trim { epoch, through } => self.journal.trim(self.stream(), position(epoch, through)),
+            Effect::WakeAfter(wait) => own.after(&*self.copies.0.env.clock, wait, Input::Wake),
             Effect::MadeUp => {
                 tracing::info!(volume = %self.volume, "the copy of the journal that was damaged is filled again");
                 self.journal.made_up(self.stream());

@@ -296,7 +296,7 @@ impl World {
                 return Some(Input::Submitted { through, chain });
             }
             Effect::Sync { through } => self.pending.push(Pending::Sync { through, records: self.disk.records.len() }),
-            Effect::Confirm => self.pending.push(Pending::Confirm),
+            Effect::Confirm { .. } => self.pending.push(Pending::Confirm),
             Effect::Reply(reply) => self.replies.push((reply.origin, reply.outcome)),
             Effect::FetchFrame { frame, wanted, .. } => self.pending.push(Pending::Frame { frame, wanted }),
             Effect::FetchPage { page, .. } => self.pending.push(Pending::Page { page }),

@@ -1,6 +1,7 @@
 //! The world: events in order of time, and what each does.
 
 mod owners;
+mod reads;
 mod sequence;
 mod trouble;
 
@@ -8,7 +9,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use velum_node::{
-    ensemble::{member, owner, takeover},
+    ensemble::{confirm, lease, member, owner, takeover},
+    env::Instant,
     metadata::{Answer, Rejection, State, state::CloudEntry},
 };
 use velum_protocol::{
@@ -20,9 +22,11 @@ use velum_protocol::{
     },
 };
 
+pub(super) use self::reads::Reads;
 use super::{
     Recipe, Tally,
     bugs::Bug,
+    clock::Clock,
     ghost::Ghost,
     machine::{self, Machine, Op, Role, Up, VOLUME},
 };
@@ -38,7 +42,9 @@ enum Event {
     Lost { at: NodeId, process: u64, to: NodeId },
     Synced { node: NodeId, process: u64, through: usize },
     Stored { node: NodeId, process: u64 },
+    Wake { node: NodeId, process: u64 },
     Granted { node: NodeId, epoch: Epoch },
+    LetGo { node: NodeId, granted: Epoch },
     Close { node: NodeId, process: u64, epoch: Epoch },
     Closed { node: NodeId, process: u64, epoch: Epoch, is_done: bool },
     Sequence { node: NodeId, process: u64 },
@@ -47,6 +53,7 @@ enum Event {
     Trimmed { node: NodeId, process: u64, through: Jseq },
     Tick { node: NodeId, process: u64 },
     Write { node: NodeId, process: u64 },
+    Read { node: NodeId, process: u64 },
     Start { node: NodeId },
     Keep,
     Trouble,
@@ -66,6 +73,10 @@ pub(super) struct World {
     recipe: Recipe,
     trace: Trace,
     rng: Rng,
+    /// Reads are as they are, whatever else is drawn.
+    reads_rng: Rng,
+    /// Owners read by lease.
+    leases: bool,
     now_ms: u64,
     next: u64,
     events: BTreeMap<(u64, u64), Event>,
@@ -97,13 +108,18 @@ fn cloud() -> CloudName {
 impl World {
     pub(super) fn new(recipe: Recipe, trace: Trace) -> Self {
         let rng = Rng::new(recipe.seed, "ensemble");
+        let reads_rng = Rng::new(recipe.seed, "reads");
+        let uses_leases = matches!(recipe.bug, Some(Bug::LeaseFromReply | Bug::NoLeaseWait | Bug::ReadAfterLease));
         let clouds = vec![CloudEntry { name: cloud(), url: "memory:///a".into() }];
-        let kinds = trouble::draw(&rng, recipe.is_damaged);
+        let kinds = trouble::draw(&rng, recipe.is_damaged, recipe.bug == Some(Bug::LeaseFromReply));
         let delay_ms_max = *rng.pick(&[1, 3, 20]);
         let mut own = Self {
             recipe,
             trace,
             rng,
+            // Where damage is looked for alone, owners are to come and go.
+            leases: !recipe.is_damaged && (uses_leases || reads_rng.chance(750_000)),
+            reads_rng,
             now_ms: 0,
             next: 0,
             events: BTreeMap::new(),
@@ -208,13 +224,14 @@ impl World {
         self.numbers += 1;
         let node = NodeId(self.numbers);
         self.propose(Command::AdmitNode { node, address: format!("n{node}:9891") }).expect("numbers are fresh");
-        self.nodes.insert(node, Machine::new(node));
+        self.nodes.insert(node, Machine::new(node, Clock::draw(&self.reads_rng)));
         self.start(node);
     }
 
     fn start(&mut self, node: NodeId) {
+        let now_ms = self.now_ms;
         let Some(machine) = self.nodes.get_mut(&node).filter(|machine| machine.up.is_none()) else { return };
-        machine.start();
+        machine.start(now_ms);
         let process = machine.processes;
         self.note("start", node, &[process]);
         let first = self.rng.below(100);
@@ -244,7 +261,13 @@ impl World {
             Event::Lost { at, process, to } => self.step_role(at, process, Told::Lost(to)),
             Event::Synced { node, process, through } => self.synced(node, process, through),
             Event::Stored { node, process } => self.stored(node, process),
+            Event::Wake { node, process } => {
+                if self.up(node, process).is_some() {
+                    self.step_member(node, member::Input::Wake);
+                }
+            }
             Event::Granted { node, epoch } => self.take_over(node, epoch),
+            Event::LetGo { node, granted } => self.let_go(node, granted),
             Event::Close { node, process, epoch } => self.close(node, process, epoch),
             Event::Closed { node, process, epoch, is_done } => self.closed(node, process, epoch, is_done),
             Event::Sequence { node, process } => self.sequence(node, process),
@@ -254,10 +277,16 @@ impl World {
             Event::Tick { node, process } => {
                 if self.up(node, process).is_some() {
                     self.step_role(node, process, Told::Tick);
+                    self.step_asker(node, process, confirm::Input::Tick);
                     self.later(100, Event::Tick { node, process });
                 }
             }
             Event::Write { node, process } => self.write(node, process),
+            Event::Read { node, process } => {
+                if self.up(node, process).is_some() {
+                    self.read(node, process);
+                }
+            }
             Event::Start { node } => self.start(node),
             Event::Keep => self.keep(),
             Event::Trouble => self.trouble(),
@@ -325,6 +354,9 @@ impl World {
             | Event::Stored { node, .. }
             | Event::Trimmed { node, .. }
             | Event::Tick { node, .. }
+            | Event::Wake { node, .. }
+            | Event::LetGo { node, .. }
+            | Event::Read { node, .. }
             | Event::Write { node, .. } => *node,
             _ => return None,
         };
@@ -371,6 +403,9 @@ impl World {
             }
             Frame::Fence(fence) => self.step_member(to, member::Input::Fence(from, fence)),
             Frame::ReadTail(read) => self.step_member(to, member::Input::ReadTail(from, read)),
+            Frame::Confirm(confirm) => self.step_member(to, member::Input::Confirm(from, confirm)),
+            Frame::Release(release) => self.step_member(to, member::Input::Release(from, release)),
+            Frame::Confirmed(confirmed) => self.step_asker(to, process, confirm::Input::Confirmed(from, confirmed)),
             Frame::Appended(appended) => self.appended(from, to, process, appended),
             Frame::Fenced(fenced) => {
                 let mut fenced = fenced;
@@ -418,7 +453,7 @@ impl World {
 
     /// Has a member with a bug take what it should not.
     fn bend_member(&mut self, node: NodeId, append: &Append) {
-        let (stale, unchained) = (self.has(Bug::StaleEpoch), self.has(Bug::NoChainCheck));
+        let (now_ms, stale, unchained) = (self.now_ms, self.has(Bug::StaleEpoch), self.has(Bug::NoChainCheck));
         let Some(machine) = self.nodes.get_mut(&node).filter(|_| stale || unchained) else { return };
         let mut found = machine.find();
         let promised = found.promise.map_or(Epoch(0), |noted| noted.epoch);
@@ -437,14 +472,18 @@ impl World {
             found.held.retain(|held| held.epoch <= append.epoch);
         }
         if let Some(up) = &mut machine.up {
-            up.member = member::Member::new(found);
+            up.member = member::Member::new(found, machine.clock.at(now_ms));
         }
     }
 
     fn step_member(&mut self, node: NodeId, input: member::Input) {
+        self.step_member_at(node, self.now_of(node), input);
+    }
+
+    fn step_member_at(&mut self, node: NodeId, now: Instant, input: member::Input) {
         let Some(up) = self.nodes.get_mut(&node).and_then(|machine| machine.up.as_mut()) else { return };
         let mut effects = Vec::new();
-        up.member.step(input, &mut effects);
+        up.member.step(now, input, &mut effects);
         for effect in effects {
             self.perform_member(node, effect);
         }
@@ -452,7 +491,8 @@ impl World {
 
     fn perform_member(&mut self, node: NodeId, effect: member::Effect) {
         // What asks nothing of the disk draws nothing.
-        let slow_ms = if effect == member::Effect::MadeUp { 0 } else { self.rng.below(8) };
+        let is_quick = matches!(effect, member::Effect::MadeUp | member::Effect::WakeAfter(_));
+        let (slow_ms, waits) = (if is_quick { 0 } else { self.rng.below(8) }, !self.has(Bug::NoLeaseWait));
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         let process = machine.processes;
         match effect {
@@ -460,6 +500,14 @@ impl World {
             member::Effect::Trim { epoch, through } => machine.disk.log.push(Op::Trim(epoch, through)),
             // Nothing of the damage is left in these journals.
             member::Effect::MadeUp => {}
+            member::Effect::WakeAfter(_) if !waits => {
+                self.step_member_at(node, self.now_of(node) + lease::TTL, member::Input::Wake);
+            }
+            member::Effect::WakeAfter(wait) => {
+                self.tally.count("fences that waited");
+                let wait_ms = machine.clock.world_ms(wait);
+                self.later(wait_ms, Event::Wake { node, process });
+            }
             member::Effect::Sync => {
                 let through = machine.disk.log.len();
                 self.later(1 + slow_ms, Event::Synced { node, process, through });

@@ -1,10 +1,13 @@
 //! Who takes over, owns and writes, and what raft answers.
 
 use bytes::Bytes;
-use velum_node::ensemble::{
-    member,
-    owner::{self, Owner},
-    takeover::{self, Takeover},
+use velum_node::{
+    ensemble::{
+        member,
+        owner::{self, Owner},
+        takeover::{self, Takeover},
+    },
+    env::Instant,
 };
 use velum_protocol::{
     format::{
@@ -18,7 +21,7 @@ use velum_protocol::{
     },
 };
 
-use super::{Event, Told, World};
+use super::{Event, Reads, Told, World};
 use crate::ensemble::{
     bugs::Bug,
     machine::{self, Machine, Owning, Role, Up, VOLUME},
@@ -64,9 +67,10 @@ impl World {
         let Some(machine) = self.nodes.get(&other).filter(|machine| machine.up.is_some()) else { return };
         let mut found = machine.find();
         found.promise = Some(machine::whole(epoch, found.life.boot));
-        let (mut member, mut effects) = (member::Member::new(found), Vec::new());
+        // Long after its start, so that nothing is waited for.
+        let (mut member, mut effects) = (member::Member::new(found, Instant(0)), Vec::new());
         let fence = Fence { volume: VOLUME, epoch };
-        member.step(member::Input::Fence(node, fence), &mut effects);
+        member.step(Instant(u64::MAX), member::Input::Fence(node, fence), &mut effects);
         for effect in effects {
             if let member::Effect::Send { frame: Frame::Fenced(fenced), .. } = effect {
                 self.step_role(node, process, Told::Takeover(takeover::Input::Fenced(other, fenced)));
@@ -156,6 +160,7 @@ impl World {
             durable = durable.min(end.at);
         }
         let (epoch, closes, members) = (*epoch, *closes, members.clone());
+        let reads = Reads::new(epoch, members.clone());
         let opening = owner::Opening { volume: VOLUME, node, epoch, members: members.clone(), base, records, durable };
         let mut effects = Vec::new();
         let mut owner = Owner::new(opening, &mut effects);
@@ -178,6 +183,7 @@ impl World {
             known: durable,
             sent: Vec::new(),
             began_ms,
+            reads,
         };
         up.role = Role::Owning(Box::new(owning));
         self.note("chosen", node, &[epoch.0, base.at.0, end.at.0, u64::from(lineage_changes)]);
@@ -208,13 +214,7 @@ impl World {
                     }
                     self.perhaps_close(node, process);
                 }
-                owner::Effect::Deposed(_) => {
-                    self.note("deposed", node, &[epoch.0]);
-                    self.tally.count("deposed owners");
-                    if let Some(up) = self.up(node, process) {
-                        up.role = Role::None;
-                    }
-                }
+                owner::Effect::Deposed(_) => self.depose(node, process),
                 owner::Effect::Conflict(member) => {
                     self.fail(format!("OWN3: {member} holds what cannot be beside node {node}'s records"));
                 }
@@ -284,6 +284,7 @@ impl World {
         owning.owner.step(owner::Input::Opened, &mut effects);
         self.perform_owner(node, process, effects);
         self.later(1, Event::Write { node, process });
+        self.later(1, Event::Read { node, process });
         self.later(50, Event::Sequence { node, process });
     }
 

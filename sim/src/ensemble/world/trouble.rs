@@ -47,12 +47,15 @@ const KINDS: [(u32, Trouble); 11] = [
 ];
 
 /// The kinds of a world. In a quarter of them journals are damaged, besides everything else; where damage is looked for alone,
-/// nothing else is lost.
-pub(super) fn draw(rng: &Rng, is_damaged: bool) -> Vec<(u32, Trouble)> {
+/// nothing else is lost. Where answers are to come late, nothing else happens.
+pub(super) fn draw(rng: &Rng, is_damaged: bool, is_late: bool) -> Vec<(u32, Trouble)> {
     let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| rng.chance(600_000)).collect();
     kinds.push((6, Trouble::Grant));
     if rng.chance(250_000) || is_damaged {
         kinds.push((6, Trouble::Rot));
+    }
+    if is_late {
+        kinds = vec![(2, Trouble::Pause), (2, Trouble::SlowLink), (1, Trouble::Grant)];
     }
     if is_damaged {
         kinds.retain(|(_, kind)| !matches!(kind, Trouble::PowerLoss | Trouble::AllLosePower | Trouble::LostDisk));
@@ -89,13 +92,18 @@ impl World {
             let others: Vec<NodeId> = members.iter().copied().filter(|other| *other != node).collect();
             members.remove(self.rng.pick(&others));
         }
-        let after = self.state.volumes[&VOLUME].epoch;
+        let (before, after) = (self.state.volumes[&VOLUME].owner, self.state.volumes[&VOLUME].epoch);
         let members = members.into_iter().collect();
         match self.propose(Command::GrantEnsemble { volume: VOLUME, node, after, members }) {
             Ok(Answer::Epoch(epoch)) => {
                 self.granted_ms = self.now_ms;
                 let wait_ms = self.rng.between(1, 100);
                 self.later(wait_ms, Event::Granted { node, epoch });
+                // Whoever owned it so far hears of it soon, or from the members.
+                if let Some(before) = before.filter(|before| *before != node && self.reads_rng.chance(500_000)) {
+                    let wait_ms = self.reads_rng.between(1, 200);
+                    self.later(wait_ms, Event::LetGo { node: before, granted: epoch });
+                }
             }
             other => self.fail(format!("the keeper's grant was answered with {other:?}")),
         }
