@@ -23,6 +23,7 @@ pub mod guest;
 pub mod history;
 pub mod ledger;
 pub mod minimise;
+pub mod model;
 pub mod plan;
 pub mod planted;
 pub mod report;

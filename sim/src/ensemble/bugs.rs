@@ -1,5 +1,18 @@
 //! Bugs planted on purpose in how the machines are used: each makes the right machines behave as ones with the bug would.
 
+use bytes::Bytes;
+use velum_node::ensemble::member::{self, Member};
+use velum_protocol::{
+    format::record::{HEADER_BYTES, chain},
+    id::{Epoch, Jseq, NodeId},
+    peer::{
+        Frame,
+        ensemble::{Append, Fence, Fenced, Point},
+    },
+};
+
+use super::machine::{Machine, VOLUME, whole};
+
 /// A planted bug. The numbers are those of the list of bugs that this family of systems is known for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bug {
@@ -62,3 +75,64 @@ pub const ALL: [Bug; 18] = [
     Bug::HealedBeforeOpen,
     Bug::InheritedDurable,
 ];
+
+impl Bug {
+    /// The member that takes what it should not, if it is one with the bug and that is what comes.
+    pub(crate) fn bent(self, machine: &Machine, append: &Append) -> Option<Member> {
+        let mut found = machine.find();
+        let promised = found.promise.map_or(Epoch(0), |noted| noted.epoch);
+        let end = found.held.last().map_or(found.base.chain, |held| held.chain);
+        let last = found.base.at.0 + found.held.len() as u64;
+        let is_stale = self == Self::StaleEpoch && append.epoch < promised;
+        let is_unchained = self == Self::NoChainCheck
+            && append.prev.at.0 <= last
+            && append.prev.chain != end
+            && !append.records.is_empty();
+        if !is_stale && !is_unchained {
+            return None;
+        }
+        found.promise = Some(whole(promised.min(append.epoch), found.life.boot));
+        if is_unchained {
+            (found.base, found.held) = (append.prev, Vec::new());
+        } else {
+            found.held.retain(|held| held.epoch <= append.epoch);
+        }
+        Some(Member::new(found))
+    }
+}
+
+/// What a member would say to `by` if it were fenced, before it is.
+pub(crate) fn unfenced(machine: &Machine, by: NodeId, epoch: Epoch) -> Option<Fenced> {
+    let mut found = machine.find();
+    found.promise = Some(whole(epoch, found.life.boot));
+    let (mut member, mut effects) = (Member::new(found), Vec::new());
+    member.step(member::Input::Fence(by, Fence { volume: VOLUME, epoch }), &mut effects);
+    effects.into_iter().find_map(|effect| match effect {
+        member::Effect::Send { frame: Frame::Fenced(fenced), .. } => Some(fenced),
+        _ => None,
+    })
+}
+
+/// What was chosen, cut at the lowest of the `tails` instead of the highest; the same when that cannot be below `head`.
+pub(crate) fn lowest(chosen: Chosen, tails: &[Jseq], head: Jseq) -> Chosen {
+    let Chosen { base, mut records, end, durable } = chosen;
+    let Some(tail) = tails.iter().min().copied().filter(|tail| *tail >= head && *tail < end.at) else {
+        return Chosen { base, records, end, durable };
+    };
+    records.truncate(tail.0.saturating_sub(base.at.0) as usize);
+    let link = |record: &Bytes| {
+        let (lead, sealed) = record.split_first_chunk::<HEADER_BYTES>().expect("a record has a header");
+        chain(lead, sealed)
+    };
+    let end = Point { at: tail, chain: records.last().map_or(base.chain, link) };
+    Chosen { base, records, end, durable: durable.min(end.at) }
+}
+
+/// What a takeover has chosen.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) base: Point,
+    pub(crate) records: Vec<Bytes>,
+    pub(crate) end: Point,
+    pub(crate) durable: Jseq,
+}

@@ -4,9 +4,9 @@
 //! ends. A keeper grants the volume to others whenever it likes; deposed owners go on until they are told. Each frame passes its
 //! wire form. In the end all heals, and an owner must open and bring a barrier to d1.
 
-mod bugs;
-mod ghost;
-mod machine;
+pub(crate) mod bugs;
+pub(crate) mod ghost;
+pub(crate) mod machine;
 mod world;
 
 use std::collections::BTreeMap;

@@ -6,17 +6,16 @@ mod trouble;
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use velum_node::{
     ensemble::{member, owner, takeover},
-    metadata::{Answer, Rejection, State, state::CloudEntry},
+    metadata::{Answer, Rejection, State},
 };
 use velum_protocol::{
-    format::metadata::{CloudName, Command, Proposal, RequestId, WrappedKey, WrappedVolumeKeys},
-    id::{BootId, ClusterId, Epoch, Hash, Jseq, KeyEpoch, NodeId, Seq},
+    format::metadata::{Command, Proposal, RequestId},
+    id::{BootId, Epoch, Jseq, NodeId, Seq},
     peer::{
         self, Frame,
-        ensemble::{Append, Appended, Condition, Verdict},
+        ensemble::{Append, Appended, Condition},
     },
 };
 
@@ -24,7 +23,7 @@ use super::{
     Recipe, Tally,
     bugs::Bug,
     ghost::Ghost,
-    machine::{self, Machine, Op, Role, Up, VOLUME},
+    machine::{Machine, Op, Role, Up, VOLUME, cloud, creation, metadata},
 };
 use crate::{rng::Rng, runtime::Run, trace::Trace};
 
@@ -90,14 +89,9 @@ pub(super) struct World {
     tally: Tally,
 }
 
-fn cloud() -> CloudName {
-    CloudName("a".into())
-}
-
 impl World {
     pub(super) fn new(recipe: Recipe, trace: Trace) -> Self {
         let rng = Rng::new(recipe.seed, "ensemble");
-        let clouds = vec![CloudEntry { name: cloud(), url: "memory:///a".into() }];
         let kinds = trouble::draw(&rng, recipe.is_damaged);
         let delay_ms_max = *rng.pick(&[1, 3, 20]);
         let mut own = Self {
@@ -110,7 +104,7 @@ impl World {
             links: BTreeMap::new(),
             nodes: BTreeMap::new(),
             held: BTreeMap::new(),
-            state: State::new(ClusterId([1; 16]), clouds, 1),
+            state: metadata(),
             requests: 0,
             ghost: Ghost::new(),
             granted_ms: 0,
@@ -123,11 +117,7 @@ impl World {
             failures: Vec::new(),
             tally: Tally::default(),
         };
-        let key = WrappedKey { sealed: Bytes::from_static(b"wrapped"), commitment: Hash::ZERO };
-        let keys = WrappedVolumeKeys { key_epoch: KeyEpoch(1), data: key.clone(), metadata: key.clone(), journal: key };
-        let create =
-            Command::CreateVolume { volume: VOLUME, name: "demo".into(), size_bytes: 1 << 30, keys, acl: Vec::new() };
-        own.propose(create).expect("a first volume can be made");
+        own.propose(creation()).expect("a first volume can be made");
         for _ in 0..recipe.members {
             own.join();
         }
@@ -417,26 +407,10 @@ impl World {
 
     /// Has a member with a bug take what it should not.
     fn bend_member(&mut self, node: NodeId, append: &Append) {
-        let (stale, unchained) = (self.has(Bug::StaleEpoch), self.has(Bug::NoChainCheck));
-        let Some(machine) = self.nodes.get_mut(&node).filter(|_| stale || unchained) else { return };
-        let mut found = machine.find();
-        let promised = found.promise.map_or(Epoch(0), |noted| noted.epoch);
-        let end = found.held.last().map_or(found.base.chain, |held| held.chain);
-        let last = found.base.at.0 + found.held.len() as u64;
-        let is_stale = stale && append.epoch < promised;
-        let is_unchained =
-            unchained && append.prev.at.0 <= last && append.prev.chain != end && !append.records.is_empty();
-        if !is_stale && !is_unchained {
-            return;
-        }
-        found.promise = Some(machine::whole(promised.min(append.epoch), found.life.boot));
-        if is_unchained {
-            (found.base, found.held) = (append.prev, Vec::new());
-        } else {
-            found.held.retain(|held| held.epoch <= append.epoch);
-        }
-        if let Some(up) = &mut machine.up {
-            up.member = member::Member::new(found);
+        let Some(machine) = self.nodes.get_mut(&node) else { return };
+        let bent = self.recipe.bug.and_then(|bug| bug.bent(machine, append));
+        if let (Some(member), Some(up)) = (bent, &mut machine.up) {
+            up.member = member;
         }
     }
 
@@ -472,25 +446,18 @@ impl World {
                 self.later(9, Event::Stored { node, process });
             }
             member::Effect::Send { to, frame } => {
-                let promise = machine.disk.promise.map_or(Epoch(0), |noted| noted.epoch);
-                match &frame {
-                    Frame::Appended(appended) if appended.verdict == Verdict::Took && appended.epoch < promise => {
-                        self.fail(format!("OWN2: node {node} took {:?} and has promised {promise:?}", appended.epoch));
-                    }
-                    Frame::Fenced(fenced) if fenced.promise > promise && self.takes(to, fenced.promise) => {
-                        self.fail(format!("OWN2: node {node} told of {:?}, durable is {promise:?}", fenced.promise));
-                    }
-                    _ => {}
-                }
+                let verdict = self.judge_told(node, to, &frame);
+                self.judge(verdict.map_err(|why| format!("node {node}: {why}")));
                 self.send(node, to, frame);
             }
         }
     }
 
-    /// True when the node takes over in that epoch: only it builds on what is told of it.
-    fn takes(&self, node: NodeId, epoch: Epoch) -> bool {
-        let up = self.nodes.get(&node).and_then(|machine| machine.up.as_ref());
-        up.is_some_and(|up| matches!(&up.role, Role::Taking { epoch: taken, .. } if *taken == epoch))
+    /// Only who takes over in an epoch builds on what is told of it.
+    fn judge_told(&self, node: NodeId, to: NodeId, frame: &Frame) -> Result<(), String> {
+        let up = self.nodes.get(&to).and_then(|machine| machine.up.as_ref());
+        let is_built_on = |epoch| up.is_some_and(|up| up.role.takes(epoch));
+        self.nodes.get(&node).map_or(Ok(()), |machine| machine.disk.judge_told(frame, is_built_on))
     }
 }
 
