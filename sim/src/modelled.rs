@@ -3,13 +3,10 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use velum_sim::{
-    ensemble::Bug,
-    model::{
-        explore::{Explored, explore},
-        journal::{Journal, SCOPES, Scope},
-        planted::{self, PLANTED, STATES_MAX},
-    },
+use velum_sim::model::{
+    Scope,
+    explore::Explored,
+    planted::{self, Bug, STATES_MAX},
 };
 
 use crate::{ElapsedNow, now, say};
@@ -26,7 +23,7 @@ pub(crate) struct Model {
     #[arg(long, value_parser = scope_name)]
     scope: Option<Scope>,
     /// Plant a bug, and show the shortest way on which it breaks a promise.
-    #[arg(long, conflicts_with = "planted_all")]
+    #[arg(long, conflicts_with = "planted_all", value_parser = bug_name)]
     planted: Option<Bug>,
     /// Find every bug that small scopes show.
     #[arg(long)]
@@ -34,8 +31,13 @@ pub(crate) struct Model {
 }
 
 fn scope_name(name: &str) -> Result<Scope, String> {
-    let names = || SCOPES.map(|scope| scope.name).join(", ");
-    SCOPES.into_iter().find(|scope| scope.name == name).ok_or_else(|| format!("there are {}", names()))
+    let names = || Scope::all().iter().map(Scope::name).collect::<Vec<_>>().join(", ");
+    Scope::named(name).ok_or_else(|| format!("there are {}", names()))
+}
+
+fn bug_name(name: &str) -> Result<Bug, String> {
+    let names = || planted::all().into_iter().map(|(bug, _)| bug.name()).collect::<Vec<_>>().join(", ");
+    Bug::named(name).ok_or_else(|| format!("small scopes show {}", names()))
 }
 
 impl Model {
@@ -44,7 +46,7 @@ impl Model {
             Some(bug) => look_for(bug, true),
             None if self.planted_all => {
                 say("bug of the model         states  depth  wall s  found by");
-                PLANTED.map(|(bug, _)| look_for(bug, false)).into_iter().all(|found| found)
+                planted::all().into_iter().fold(true, |found, (bug, _)| look_for(bug, false) & found)
             }
             None => self.explore(),
         }
@@ -53,13 +55,13 @@ impl Model {
     /// Explores the scopes, smallest first: what one leaves of its share goes to the others.
     fn explore(&self) -> bool {
         let (began, limit) = (now(), Duration::from_secs(self.minutes * 60));
-        let scopes: Vec<Scope> = self.scope.map_or_else(|| SCOPES.to_vec(), |scope| vec![scope]);
+        let scopes: Vec<Scope> = self.scope.map_or_else(Scope::all, |scope| vec![scope]);
         say("scope           states      steps  depth  wall s  states/s");
         let (mut states, mut is_fine) = (0, true);
         for (index, scope) in scopes.iter().enumerate() {
             let share = self.states.saturating_sub(states).div_ceil((scopes.len() - index) as u64);
             let since = now();
-            let found = explore(&Journal { scope: *scope, bug: None }, share, || began.elapsed_now() >= limit);
+            let found = scope.explore(None, share, || began.elapsed_now() >= limit);
             states += found.states;
             is_fine &= tell(scope, &found, since);
         }
@@ -74,7 +76,7 @@ impl Model {
 fn tell(scope: &Scope, found: &Explored, since: Instant) -> bool {
     let Explored { states, steps, depth, is_whole, reached, broken } = found;
     let wall = since.elapsed_now().as_secs_f64();
-    let missing: Vec<_> = scope.reaches.iter().copied().filter(|what| !reached.contains(what)).collect();
+    let missing: Vec<_> = scope.reaches().iter().copied().filter(|what| !reached.contains(what)).collect();
     let end = match (is_whole, missing.is_empty()) {
         (true, true) => "all of it".to_owned(),
         (false, true) => "in part".to_owned(),
@@ -82,7 +84,7 @@ fn tell(scope: &Scope, found: &Explored, since: Instant) -> bool {
         (false, false) => format!("in part, and not yet: {}", missing.join(", ")),
     };
     let rate = *states as f64 / wall.max(0.001);
-    say(&format!("{:<11} {states:>10} {steps:>10} {depth:>6} {wall:>7.1} {rate:>9.0}  {end}", scope.name));
+    say(&format!("{:<11} {states:>10} {steps:>10} {depth:>6} {wall:>7.1} {rate:>9.0}  {end}", scope.name()));
     if let Some(broken) = broken {
         say(&broken.to_string());
     }
@@ -91,13 +93,9 @@ fn tell(scope: &Scope, found: &Explored, since: Instant) -> bool {
 
 /// Looks for a planted bug; true when it was found.
 fn look_for(bug: Bug, is_shown: bool) -> bool {
-    let name = clap::ValueEnum::to_possible_value(&bug).map_or(String::new(), |value| value.get_name().to_owned());
-    let Some(model) = planted::model(bug) else {
-        say(&format!("no scope is made for {name}; `velum-sim ensembles planted` looks for it"));
-        return false;
-    };
-    let since = now();
-    let found = explore(&model, STATES_MAX, || false);
+    let Some(scope) = bug.scope() else { return false };
+    let (name, since) = (bug.name(), now());
+    let found = scope.explore(Some(bug), STATES_MAX, || false);
     let why = found.broken.as_ref().map_or("NOT FOUND", |broken| &broken.why);
     let (states, steps) = (found.states, found.broken.as_ref().map_or(0, |broken| broken.steps.len()));
     let wall = since.elapsed_now().as_secs_f64();
