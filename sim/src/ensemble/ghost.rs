@@ -181,6 +181,7 @@ mod tests {
         assert!(ghost.acked(Epoch(1), NodeId(1), point(4)).unwrap_err().starts_with("OWN4"));
         assert!(ghost.synced(Epoch(1), NodeId(1), Jseq(4)).unwrap_err().starts_with("OWN4"));
         assert!(ghost.made(Epoch(2), point(5)).unwrap_err().starts_with("VIS6"));
+        assert!(ghost.close(Epoch(3), point(2), true).unwrap_err().starts_with("OWN3"), "a closed end stays");
     }
 
     #[test]

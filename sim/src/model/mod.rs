@@ -15,6 +15,9 @@ use clouds::{Bounds, Clouds};
 use explore::{Explored, explore};
 use journal::Journal;
 
+/// So many scopes of the journal have fewer states than those of clouds.
+const SMALLER_THAN_CLOUDS: usize = 5;
+
 /// A system within its bounds.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope {
@@ -25,11 +28,12 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// All scopes, smallest first.
+    /// All scopes, about the smallest first.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let clouds = clouds::SCOPES.map(Self::Clouds);
-        clouds.into_iter().chain(journal::SCOPES.map(Self::Journal)).collect()
+        let mut scopes: Vec<Self> = journal::SCOPES.map(Self::Journal).into();
+        scopes.splice(SMALLER_THAN_CLOUDS..SMALLER_THAN_CLOUDS, clouds::SCOPES.map(Self::Clouds));
+        scopes
     }
 
     /// The scope of a name.

@@ -55,17 +55,17 @@ pub struct Left {
     pub grants: u8,
 }
 
-/// The scopes that are explored.
+/// The scopes that are explored, the smaller one first.
 pub const SCOPES: [Bounds; 2] = [
-    Bounds {
-        name: "owners",
-        reaches: &["a stale record is refused", "an object is reclaimed", "an orphan is reclaimed"],
-        at_most: Left { clouds: 1, flushes: 2, checkpoints: 2, grants: 1 },
-    },
     Bounds {
         name: "clouds",
         reaches: &["a cloud jumps", "an object is reclaimed"],
         at_most: Left { clouds: 2, flushes: 2, checkpoints: 2, grants: 0 },
+    },
+    Bounds {
+        name: "owners",
+        reaches: &["a stale record is refused", "an object is reclaimed", "an orphan is reclaimed"],
+        at_most: Left { clouds: 1, flushes: 2, checkpoints: 2, grants: 1 },
     },
 ];
 
