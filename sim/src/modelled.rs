@@ -52,16 +52,20 @@ impl Model {
         }
     }
 
-    /// Explores the scopes, smallest first: what one leaves of its share goes to the others.
+    /// Explores the scopes, smallest first: what one leaves of its share goes to the others. A busy machine is given time for the small
+    /// ones to come to their ends, and still some for each that follows.
     fn explore(&self) -> bool {
         let (began, limit) = (now(), Duration::from_secs(self.minutes * 60));
         let scopes: Vec<Scope> = self.scope.map_or_else(Scope::all, |scope| vec![scope]);
         say("scope           states      steps  depth  wall s  states/s");
         let (mut states, mut is_fine) = (0, true);
-        for (index, scope) in scopes.iter().enumerate() {
-            let share = self.states.saturating_sub(states).div_ceil((scopes.len() - index) as u64);
-            let since = now();
-            let found = scope.explore(None, share, || began.elapsed_now() >= limit);
+        let mut others = u32::try_from(scopes.len()).unwrap_or(u32::MAX);
+        let kept_for_each = limit / (2 * others);
+        for scope in &scopes {
+            let share = self.states.saturating_sub(states).div_ceil(others.into());
+            others -= 1;
+            let (since, until) = (now(), limit.saturating_sub(kept_for_each * others));
+            let found = scope.explore(None, share, || began.elapsed_now() >= until);
             states += found.states;
             is_fine &= tell(scope, &found, since);
         }

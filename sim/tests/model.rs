@@ -27,8 +27,15 @@ fn a_small_scope_is_explored_to_its_end_and_reaches_what_it_is_for() {
 
 #[test]
 fn planted_bugs_are_found_by_a_short_way() {
-    for name in ["unstored-promise", "read-before-fence", "lowest-end", "stale-epoch", "stale-append", "too-few-clouds"]
-    {
+    for name in [
+        "unstored-promise",
+        "read-before-fence",
+        "lowest-end",
+        "stale-epoch",
+        "stale-append",
+        "counted-amnesic",
+        "too-few-clouds",
+    ] {
         let bug = Bug::named(name).expect("small scopes show it");
         let scope = bug.scope().expect("it is looked for somewhere");
         let found = scope.explore(Some(bug), STATES_MAX, || false);

@@ -18,14 +18,14 @@ pub enum Bug {
 /// The bugs of the journal that small scopes show, and the scope in which each is looked for.
 const OF_JOURNAL: [(ensemble::Bug, &str); 11] = [
     (ensemble::Bug::AckAtOne, "writes"),
-    (ensemble::Bug::SyncAtOwner, "power"),
+    (ensemble::Bug::SyncAtOwner, "absent"),
     (ensemble::Bug::UnstoredPromise, "race"),
     (ensemble::Bug::ReadBeforeFence, "writes"),
     (ensemble::Bug::LowestEnd, "writes"),
     (ensemble::Bug::StaleEpoch, "writes"),
     (ensemble::Bug::NoChainCheck, "any-order"),
-    (ensemble::Bug::CountedAmnesic, "power"),
-    (ensemble::Bug::KeptLineage, "power"),
+    (ensemble::Bug::CountedAmnesic, "absent"),
+    (ensemble::Bug::KeptLineage, "absent"),
     (ensemble::Bug::OwnCopyTwice, "writes"),
     (ensemble::Bug::StaleAppend, "flush"),
 ];

@@ -14,8 +14,8 @@ use velum_protocol::{
 
 use super::{
     Journal, Step,
-    scope::{Left, Order, Scope},
-    world::{Flying, Letter, NODES, Node, Raft, World, number, place},
+    scope::{Before, Left, Order, Scope},
+    world::{Flying, Letter, NODES, Node, RAFT, Raft, World, number, place},
 };
 use crate::{
     ensemble::{
@@ -52,7 +52,7 @@ impl Journal {
         Acting { scope, bug: *bug, world, reached: BTreeSet::new(), broken: None }
     }
 
-    /// The first node's epoch is open and nothing is on its way.
+    /// The first node's epoch is open, what the scope has before it begins is done, and nothing is on its way.
     pub(super) fn opened(&self) -> World {
         let node = |place| {
             let mut machine = Machine::new(number(place));
@@ -66,8 +66,9 @@ impl Journal {
             flying: Vec::new(),
             left: Left::NOTHING,
         };
-        let sound = Self { bug: None, ..*self };
-        let mut acting = sound.acting(world);
+        // Without anything that is counted there is little that can happen, and it comes to rest.
+        let calm = Self { scope: Scope { grants: &[], ..self.scope }, bug: None };
+        let mut acting = calm.acting(world);
         acting.propose(creation()).expect("a first volume can be made");
         for place in 0..NODES {
             let node = number(place);
@@ -75,24 +76,34 @@ impl Journal {
             acting.propose(admit).expect("numbers are fresh");
         }
         acting.grant_to(0);
-        let mut world = acting.world;
-        // Without anything that is counted there is little that can happen, and it comes to rest; and again when the owner has
-        // asked once more.
-        let calm = Self { scope: Scope { grants: &[], ..self.scope }, bug: None };
-        let mut asked = 0;
-        loop {
-            let step = calm.scope.steps(&world).first().copied();
-            if step.is_none() && asked == ASKED {
-                break;
-            }
-            asked += usize::from(step.is_none());
-            world.left.ticks = u8::from(step.is_none());
-            let taken = calm.act(&world, step.unwrap_or(Step::Tick(0)));
-            assert_eq!(taken.broken, None, "a volume is opened");
-            world = taken.state;
+        let mut world = calm.rest(acting.world, None);
+        let Before { writes, is_synced, absent } = self.scope.before;
+        let asked = (0..ASKED).map(|_| (Step::Tick(0), None));
+        let written = (0..writes).map(|_| (Step::Write(0), absent));
+        let synced = is_synced.then_some((Step::Barrier(0), absent));
+        for (step, absent) in asked.chain(written).chain(synced) {
+            world.left = Left { ticks: 1, writes: 1, barriers: 1, ..Left::NOTHING };
+            world = calm.after(&world, step);
+            world.left = Left::NOTHING;
+            world = calm.rest(world, absent);
         }
         world.left = self.scope.at_most;
         world
+    }
+
+    /// Where it comes to rest, if nothing comes to the absent one.
+    fn rest(&self, mut world: World, absent: Option<usize>) -> World {
+        loop {
+            world.flying.retain(|flying| flying.to == RAFT || Some(place(flying.to)) != absent);
+            let Some(step) = self.scope.steps(&world).first().copied() else { return world };
+            world = self.after(&world, step);
+        }
+    }
+
+    fn after(&self, world: &World, step: Step) -> World {
+        let Taken { state, broken, .. } = self.act(world, step);
+        assert_eq!(broken, None, "a volume is opened and written");
+        state
     }
 }
 

@@ -11,7 +11,7 @@ mod scope;
 mod show;
 mod world;
 
-pub use scope::{Order, SCOPES, Scope};
+pub use scope::{Before, Left, Order, SCOPES, Scope};
 use world::World;
 
 use super::explore::{System, Taken};

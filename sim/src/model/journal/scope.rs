@@ -20,6 +20,22 @@ pub enum Order {
     Lanes,
 }
 
+/// What the owner on the first node has done before anything is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Before {
+    /// Writes that were acked.
+    pub writes: u8,
+    /// They are at d1.
+    pub is_synced: bool,
+    /// The node, by place, to which nothing of it has come.
+    pub absent: Option<usize>,
+}
+
+impl Before {
+    /// Nothing at all.
+    pub const NOTHING: Self = Self { writes: 0, is_synced: false, absent: None };
+}
+
 /// Bounds of what may happen after an owner was opened on the first node.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
@@ -29,6 +45,8 @@ pub struct Scope {
     pub what: &'static str,
     /// In which order messages come.
     pub order: Order,
+    /// How far the owner is when it begins.
+    pub before: Before,
     /// To whom raft grants the volume, one after the other, by place.
     pub grants: &'static [usize],
     /// How often all else may happen.
@@ -79,11 +97,12 @@ impl Left {
 }
 
 /// The scopes that are explored, smallest first. Only the last three are larger than a machine of a few GiB can explore to the end.
-pub const SCOPES: [Scope; 10] = [
+pub const SCOPES: [Scope; 11] = [
     Scope {
         name: "race",
         what: "two take over, one after the other or at once",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1, 2],
         at_most: Left::NOTHING,
         reaches: &["a takeover is overtaken", "an owner is deposed"],
@@ -92,6 +111,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "flush",
         what: "a record comes into the sequence, and journals are trimmed, while another one takes over",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, flushes: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "a record of the sequence is refused", "records are trimmed"],
@@ -100,6 +120,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "kill",
         what: "a process is killed while another one takes over",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, kills: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "an owner is deposed"],
@@ -108,6 +129,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "repetition",
         what: "a message comes twice, the second time as late as can be",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, repeats: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "an owner is deposed"],
@@ -116,6 +138,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "writes",
         what: "an owner goes on writing while another one takes over and writes",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 2, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "an end is void", "a later owner acks a write"],
@@ -124,6 +147,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "any-order",
         what: "the same with one write, and messages come in any order",
         order: Order::Any,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "a later owner acks a write", "an owner is deposed"],
@@ -132,14 +156,25 @@ pub const SCOPES: [Scope; 10] = [
         name: "barrier",
         what: "a barrier is asked for while another one takes over",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, barriers: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "a barrier is acked", "a later owner acks a write"],
     },
     Scope {
+        name: "absent",
+        what: "one member lacks what was acked, a barrier is asked for, and a machine loses power",
+        order: Order::Lanes,
+        before: Before { writes: 1, is_synced: false, absent: Some(2) },
+        grants: &[1],
+        at_most: Left { barriers: 1, power_losses: 1, waits: 1, ..Left::NOTHING },
+        reaches: &["a barrier is acked", "an amnesic copy answers a fence", "the lineage changes"],
+    },
+    Scope {
         name: "power",
         what: "machines lose power, and what they had not synced",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, barriers: 1, power_losses: 2, waits: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "an amnesic copy answers a fence", "the lineage changes"],
@@ -148,6 +183,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "links",
         what: "links break, and owners ask again",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1],
         at_most: Left { writes: 1, barriers: 1, breaks: 1, ticks: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "a barrier is acked"],
@@ -156,6 +192,7 @@ pub const SCOPES: [Scope; 10] = [
         name: "wide",
         what: "two take over, with crashes, a flush, and time that passes",
         order: Order::Lanes,
+        before: Before::NOTHING,
         grants: &[1, 0],
         at_most: Left {
             writes: 2,
