@@ -1,13 +1,13 @@
 //! Bugs planted on purpose in how the machines are used: each makes the right machines behave as ones with the bug would.
 
 use bytes::Bytes;
-use velum_node::ensemble::member::{self, Member};
+use velum_node::ensemble::member::{self, Member, Noted};
 use velum_protocol::{
     format::record::{HEADER_BYTES, chain},
-    id::{Epoch, Jseq, NodeId},
+    id::{BootId, Epoch, Jseq, NodeId},
     peer::{
         Frame,
-        ensemble::{Append, Fence, Fenced, Point},
+        ensemble::{Append, Condition, Fence, Fenced, Point},
     },
 };
 
@@ -98,6 +98,25 @@ impl Bug {
             found.held.retain(|held| held.epoch <= append.epoch);
         }
         Some(Member::new(found))
+    }
+}
+
+/// What a start makes of a journal that is found so.
+pub(crate) fn found(bug: Option<Bug>, reads: Condition) -> Condition {
+    match bug {
+        Some(Bug::CutAtDamage) => Condition::Whole,
+        Some(Bug::DamagedAsAmnesic) => reads.min(Condition::Amnesic),
+        _ => reads,
+    }
+}
+
+/// True when with that promise nothing is missing any more that damage took.
+pub(crate) fn is_filled(bug: Option<Bug>, promise: &Noted) -> bool {
+    match bug {
+        // Nobody fills what passes for whole, and what passes for amnesic is filled when it is called whole.
+        Some(Bug::CutAtDamage) => false,
+        Some(Bug::DamagedAsAmnesic) => promise.whole_in != BootId::ZERO,
+        _ => !promise.is_damaged,
     }
 }
 

@@ -196,7 +196,8 @@ impl Machine {
         self.lose(rng.below(all as u64 + 1) as usize, all);
     }
 
-    fn lose(&mut self, from: usize, to: usize) {
+    /// The writes to the journal from `from` to before `to` are gone; a process that has ended.
+    pub(crate) fn lose(&mut self, from: usize, to: usize) {
         let synced = self.disk.synced;
         if to < synced {
             self.disk.log.drain(from..to);
@@ -206,6 +207,11 @@ impl Machine {
             self.disk.synced = synced.min(from);
         }
         self.disk.reads = if from < synced { Condition::Damaged } else { Condition::Amnesic };
+    }
+
+    /// True when it has synced the record at `point`, or had until damage took it at `since_ms` or later.
+    pub(crate) fn had_synced(&self, point: Point, since_ms: u64) -> bool {
+        self.damaged_ms.is_some_and(|at_ms| at_ms >= since_ms) || self.disk.has_synced(point)
     }
 
     /// Everything is synced, and then the process ends.

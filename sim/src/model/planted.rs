@@ -16,7 +16,7 @@ pub enum Bug {
 }
 
 /// The bugs of the journal that small scopes show, and the scope in which each is looked for.
-const OF_JOURNAL: [(ensemble::Bug, &str); 11] = [
+const OF_JOURNAL: [(ensemble::Bug, &str); 13] = [
     (ensemble::Bug::AckAtOne, "writes"),
     (ensemble::Bug::SyncAtOwner, "absent"),
     (ensemble::Bug::UnstoredPromise, "race"),
@@ -28,6 +28,8 @@ const OF_JOURNAL: [(ensemble::Bug, &str); 11] = [
     (ensemble::Bug::KeptLineage, "absent"),
     (ensemble::Bug::OwnCopyTwice, "writes"),
     (ensemble::Bug::StaleAppend, "flush"),
+    (ensemble::Bug::CutAtDamage, "damage"),
+    (ensemble::Bug::DamagedAsAmnesic, "damage"),
 ];
 
 /// All bugs, and the scope in which each is looked for.

@@ -12,7 +12,7 @@ use velum_node::{
 };
 use velum_protocol::{
     format::metadata::{Command, Proposal, RequestId},
-    id::{BootId, Epoch, Jseq, NodeId, Seq},
+    id::{Epoch, Jseq, NodeId, Seq},
     peer::{
         self, Frame,
         ensemble::{Append, Appended, Condition},
@@ -21,7 +21,7 @@ use velum_protocol::{
 
 use super::{
     Recipe, Tally,
-    bugs::Bug,
+    bugs::{Bug, is_filled},
     ghost::Ghost,
     machine::{Machine, Op, Role, Up, VOLUME, cloud, creation, metadata},
 };
@@ -268,13 +268,7 @@ impl World {
         if machine.up.as_ref().is_some_and(|up| up.process == process) {
             if let Some(promise) = machine.disk.storing.pop_front() {
                 machine.disk.promise = Some(promise);
-                let is_filled = match bug {
-                    // Nobody fills what passes for whole, and what passes for amnesic is filled when it is called whole.
-                    Some(Bug::CutAtDamage) => false,
-                    Some(Bug::DamagedAsAmnesic) => promise.whole_in != BootId::ZERO,
-                    _ => !promise.is_damaged,
-                };
-                machine.damaged_ms = machine.damaged_ms.filter(|_| !is_filled);
+                machine.damaged_ms = machine.damaged_ms.filter(|_| !is_filled(bug, &promise));
             }
             if !self.has(Bug::UnstoredPromise) {
                 self.step_member(node, member::Input::Stored);

@@ -13,7 +13,7 @@ use velum_protocol::{
 use super::{Event, Told, World};
 use crate::ensemble::{
     bugs::{Bug, Chosen, lowest, unfenced},
-    machine::{Machine, Owning, Role, Up, VOLUME, opening, record},
+    machine::{Owning, Role, Up, VOLUME, opening, record},
 };
 
 impl World {
@@ -215,10 +215,7 @@ impl World {
             let verdict = self.ghost.close(epoch, end, lineage_changes);
             self.judge(verdict);
             // What was lost since with a disk, or to damage, was there.
-            let holds = |node: &NodeId| {
-                let was_there = |machine: &Machine| machine.damaged_ms.is_some_and(|at_ms| at_ms >= began_ms);
-                self.nodes.get(node).is_none_or(|machine| was_there(machine) || machine.disk.has_synced(end))
-            };
+            let holds = |node: &NodeId| self.nodes.get(node).is_none_or(|machine| machine.had_synced(end, began_ms));
             let copies = members.iter().filter(|node| holds(node)).count();
             let in_clouds = self.state.volumes[&VOLUME].head.last;
             if copies < members.len() / 2 + 1 && end.at > in_clouds {

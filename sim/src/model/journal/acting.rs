@@ -67,7 +67,7 @@ impl Journal {
             left: Left::NOTHING,
         };
         // Without anything that is counted there is little that can happen, and it comes to rest.
-        let calm = Self { scope: Scope { grants: &[], ..self.scope }, bug: None };
+        let calm = Self { scope: Scope { grants: &[], at_most: Left::NOTHING, ..self.scope }, bug: None };
         let mut acting = calm.acting(world);
         acting.propose(creation()).expect("a first volume can be made");
         for place in 0..NODES {
@@ -153,6 +153,11 @@ impl Acting<'_> {
                 self.world.left.power_losses -= 1;
                 self.lose_power(node, stored, keeps);
             }
+            Step::Damage { node, stored, from, to } => {
+                let damage = self.next_damage();
+                self.world.left.damages -= 1;
+                self.damage(node, stored, (from, to), damage);
+            }
         }
     }
 
@@ -189,6 +194,11 @@ impl Acting<'_> {
         self.world.flying.retain(|flying| (flying.from, flying.to) != (from, to));
         self.step_takeover(from, takeover::Input::Lost(to));
         self.step_owner(from, owner::Input::Lost(to));
+    }
+
+    /// The number of the damage that comes next. Time does not pass here: damage is known by its number.
+    pub(super) fn next_damage(&self) -> u64 {
+        u64::from(self.scope.at_most.damages - self.world.left.damages) + 1
     }
 
     pub(super) fn send(&mut self, flying: Flying) {

@@ -1,6 +1,6 @@
 //! Members: what they keep, sync, store and say; and what crashes leave of it.
 
-use velum_node::ensemble::member;
+use velum_node::ensemble::member::{self, Noted};
 use velum_protocol::{
     format::record::RecordHeader,
     id::{Jseq, NodeId},
@@ -14,7 +14,11 @@ use super::{
     acting::Acting,
     world::{Flying, Node, number, place},
 };
-use crate::ensemble::{Bug, machine::Op};
+use crate::ensemble::{
+    Bug,
+    bugs::{found, is_filled},
+    machine::Op,
+};
 
 impl Acting<'_> {
     pub(super) fn append(&mut self, from: NodeId, to: NodeId, append: Append) {
@@ -45,7 +49,7 @@ impl Acting<'_> {
                 disk.log.push(Op::Trim(epoch, through));
                 self.reach_if(true, "records are trimmed");
             }
-            // No journal is damaged here.
+            // Nothing of the damage is left in these journals.
             member::Effect::MadeUp => {}
             member::Effect::Sync => {
                 let through = disk.log.len();
@@ -63,6 +67,7 @@ impl Acting<'_> {
                 self.judge(verdict);
                 if let Frame::Fenced(fenced) = &frame {
                     self.reach_if(fenced.condition == Condition::Amnesic, "an amnesic copy answers a fence");
+                    self.reach_if(fenced.condition == Condition::Damaged, "a damaged copy answers a fence");
                 }
                 self.send(Flying::frame(node, to, frame));
             }
@@ -77,8 +82,17 @@ impl Acting<'_> {
     }
 
     pub(super) fn stored(&mut self, node: NodeId) {
-        let disk = &mut self.node_mut(node).machine.disk;
-        disk.promise = disk.storing.pop_front().or(disk.promise);
+        let bug = self.bug;
+        let state = self.node_mut(node);
+        let was_damaged = state.machine.damaged_ms.is_some();
+        if let Some(promise) = state.machine.disk.storing.pop_front() {
+            state.note(promise, bug);
+            let is_filled = was_damaged && state.machine.damaged_ms.is_none();
+            self.reach_if(is_filled, "a damaged copy is filled");
+            if promise.is_damaged && !was_damaged {
+                self.judge(Err(format!("LIV1: the copy of node {node} was filled, and its promise takes that back")));
+            }
+        }
         if self.bug != Some(Bug::UnstoredPromise) {
             self.step_member(node, member::Input::Stored);
         }
@@ -86,19 +100,31 @@ impl Acting<'_> {
 
     /// A process ends and another one starts. What was on its way to it is lost with its connections.
     pub(super) fn kill(&mut self, node: usize, stored: usize) {
-        let state = self.node_mut(number(node));
-        state.end(stored);
+        let bug = self.bug;
+        self.node_mut(number(node)).end(stored, bug);
         self.restart(node);
     }
 
     /// The same of a machine, which `keeps` what was not synced, or does not.
     pub(super) fn lose_power(&mut self, node: usize, stored: usize, keeps: bool) {
+        let bug = self.bug;
         let state = self.node_mut(number(node));
-        state.end(stored);
+        state.end(stored, bug);
         state.machine.boot += 1;
         if !keeps {
             state.machine.disk.log.truncate(state.machine.disk.synced);
         }
+        self.restart(node);
+    }
+
+    /// The same of a process, and a part of its journal is gone with it.
+    pub(super) fn damage(&mut self, node: usize, stored: usize, part: (usize, usize), damage: u64) {
+        let bug = self.bug;
+        let state = self.node_mut(number(node));
+        state.end(stored, bug);
+        state.machine.lose(part.0, part.1);
+        state.machine.damaged_ms = Some(damage);
+        state.machine.disk.reads = found(bug, state.machine.disk.reads);
         self.restart(node);
     }
 
@@ -109,12 +135,16 @@ impl Acting<'_> {
 }
 
 impl Node {
-    fn end(&mut self, stored: usize) {
-        self.syncing = None;
-        let disk = &mut self.machine.disk;
-        let last = disk.storing.drain(..).take(stored).next_back();
-        disk.promise = last.or(disk.promise);
-        self.machine.up = None;
+    fn end(&mut self, stored: usize, bug: Option<Bug>) {
+        (self.syncing, self.machine.up) = (None, None);
+        let storing = std::mem::take(&mut self.machine.disk.storing);
+        storing.into_iter().take(stored).for_each(|promise| self.note(promise, bug));
+    }
+
+    /// A promise is durable. It may say that what damage took is there again.
+    fn note(&mut self, promise: Noted, bug: Option<Bug>) {
+        self.machine.disk.promise = Some(promise);
+        self.machine.damaged_ms = self.machine.damaged_ms.filter(|_| !is_filled(bug, &promise));
     }
 }
 

@@ -62,6 +62,17 @@ pub enum Step {
         /// What was not synced is there.
         keeps: bool,
     },
+    /// The same of a process, and of its journal the writes from `from` to before `to` are gone, synced ones among them.
+    Damage {
+        /// Where.
+        node: usize,
+        /// So many promises.
+        stored: usize,
+        /// The first that is gone.
+        from: usize,
+        /// The first behind them.
+        to: usize,
+    },
 }
 
 /// A scope of this model, with or without a bug.

@@ -142,6 +142,7 @@ impl Acting<'_> {
 
     fn own(&mut self, node: NodeId, mut chosen: Chosen, lineage_changes: bool) {
         let (bug, head) = (self.bug, self.world.raft.state.volumes[&VOLUME].head.last);
+        let began_ms = self.next_damage();
         let Some(role) = self.role(node) else { return };
         let Role::Taking { epoch, closes, members, tails, .. } = &*role else { return };
         if bug == Some(Bug::LowestEnd) {
@@ -171,7 +172,7 @@ impl Acting<'_> {
             durable: base.at,
             known: durable,
             sent: Vec::new(),
-            began_ms: 0,
+            began_ms,
         };
         *role = Role::Owning(Box::new(owning));
         self.reach_if(has_tail, "a takeover finds a tail");
@@ -275,12 +276,17 @@ impl Acting<'_> {
         match command {
             Command::CloseEpoch { epoch, last, chain, lineage_changes, .. } => {
                 let end = Point { at: last, chain };
+                // What damage took since was there; who has proposed it may have ended meanwhile.
+                let began_ms = match self.role(node) {
+                    Some(Role::Owning(owning)) if owning.epoch == epoch => owning.began_ms,
+                    _ => 0,
+                };
                 let is_done = self.propose(command).is_ok();
                 if is_done {
                     let verdict = self.world.ghost.edit().close(epoch, end, lineage_changes);
                     self.judge(verdict);
                     self.reach_if(lineage_changes, "the lineage changes");
-                    let copies = self.world.nodes.iter().filter(|node| node.machine.disk.has_synced(end)).count();
+                    let copies = self.world.nodes.iter().filter(|node| node.machine.had_synced(end, began_ms)).count();
                     let in_clouds = self.world.raft.state.volumes[&VOLUME].head.last;
                     if copies < NODES / 2 + 1 && end.at > in_clouds {
                         self.judge(Err(format!("VIS4: {epoch:?} opened with {copies} synced copies of {:?}", end.at)));

@@ -9,7 +9,7 @@ use super::{
     Step,
     world::{Flying, Letter, NODES, World, place},
 };
-use crate::ensemble::machine::{Role, VOLUME};
+use crate::ensemble::machine::{Machine, Role, VOLUME};
 
 /// In which order messages come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct Left {
     pub kills: u8,
     /// Losses of power.
     pub power_losses: u8,
+    /// Damaged journals.
+    pub damages: u8,
     /// Broken links.
     pub breaks: u8,
     /// Messages that come twice.
@@ -89,6 +91,7 @@ impl Left {
         flushes: 0,
         kills: 0,
         power_losses: 0,
+        damages: 0,
         breaks: 0,
         repeats: 0,
         ticks: 0,
@@ -97,7 +100,7 @@ impl Left {
 }
 
 /// The scopes that are explored, smallest first. Only the last three are larger than a machine of a few GiB can explore to the end.
-pub const SCOPES: [Scope; 11] = [
+pub const SCOPES: [Scope; 12] = [
     Scope {
         name: "race",
         what: "two take over, one after the other or at once",
@@ -169,6 +172,15 @@ pub const SCOPES: [Scope; 11] = [
         grants: &[1],
         at_most: Left { barriers: 1, power_losses: 1, waits: 1, ..Left::NOTHING },
         reaches: &["a barrier is acked", "an amnesic copy answers a fence", "the lineage changes"],
+    },
+    Scope {
+        name: "damage",
+        what: "one member lacks what is synced, and a journal is damaged",
+        order: Order::Lanes,
+        before: Before { writes: 1, is_synced: true, absent: Some(2) },
+        grants: &[1],
+        at_most: Left { damages: 1, ticks: 1, waits: 1, ..Left::NOTHING },
+        reaches: &["a takeover finds a tail", "a damaged copy answers a fence", "a damaged copy is filled"],
     },
     Scope {
         name: "power",
@@ -245,6 +257,8 @@ impl Scope {
             Some(Role::Taking { .. }) => steps.extend((left.waits > 0).then_some(Step::Wait(node))),
             Some(Role::None) | None => {}
         }
+        // One machine at a time may lack what it had synced.
+        let can_lack = left.damages > 0 && world.nodes.iter().all(|node| node.machine.damaged_ms.is_none());
         // Of promises that are being stored none is durable, or all are.
         let stored: &[usize] = if storing == 0 { &[0] } else { &[0, storing] };
         for stored in stored.iter().copied() {
@@ -254,8 +268,17 @@ impl Scope {
                 let is_same = state.machine.disk.synced == state.machine.disk.log.len();
                 steps.extend((keeps || !is_same).then_some(Step::LosePower { node, stored, keeps }));
             }
+            let parts = damage(&state.machine).into_iter().filter(|_| can_lack);
+            steps.extend(parts.map(|(from, to)| Step::Damage { node, stored, from, to }));
         }
     }
+}
+
+/// The parts of a journal that damage may take, with something in them that was synced. Behind what was synced nothing is left.
+fn damage(machine: &Machine) -> Vec<(usize, usize)> {
+    let (synced, all) = (machine.disk.synced, machine.disk.log.len());
+    let ends = |from| (from + 1..synced).chain([all]).map(move |to| (from, to));
+    (0..synced).flat_map(ends).collect()
 }
 
 impl World {

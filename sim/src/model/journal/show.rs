@@ -37,6 +37,10 @@ pub(super) fn step(world: &World, step: Step) -> String {
             let kept = if keeps { "keeps" } else { "loses" };
             format!("{} loses power, {kept} what was not synced, and starts{}", at(node), promises(stored))
         }
+        Step::Damage { node, stored, from, to } => {
+            let gone = format!("of its journal {} to {to} is gone", from + 1);
+            format!("{} is killed, {gone}, and it starts{}", at(node), promises(stored))
+        }
     }
 }
 
