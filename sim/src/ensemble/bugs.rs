@@ -46,6 +46,8 @@ pub enum Bug {
     CutAtDamage,
     /// A copy that lacks what was synced is taken for one that lost power.
     DamagedAsAmnesic,
+    /// A promise that is stored behind the word that a copy was filled says again that it is damaged.
+    FillTakenBack,
     /// An end of an earlier epoch is believed.
     BelievedVoidEnd,
     /// Copies are called whole before the epoch is open.
@@ -54,7 +56,7 @@ pub enum Bug {
     InheritedDurable,
 }
 
-/// All planted bugs.
+/// The bugs that are looked for under seeds. [`Bug::FillTakenBack`] takes them a minute, and [`crate::model`] an instant.
 pub const ALL: [Bug; 18] = [
     Bug::AckAtOne,
     Bug::SyncAtOwner,
@@ -108,6 +110,15 @@ pub(crate) fn found(bug: Option<Bug>, reads: Condition) -> Condition {
         Some(Bug::DamagedAsAmnesic) => reads.min(Condition::Amnesic),
         _ => reads,
     }
+}
+
+/// What a node stores when it is to store `noted`.
+pub(crate) fn stores(bug: Option<Bug>, machine: &Machine, mut noted: Noted) -> Noted {
+    // Within the life in which it was found damaged, and is filled in the file alone.
+    noted.is_damaged |= bug == Some(Bug::FillTakenBack)
+        && machine.disk.promise.is_some_and(|promise| promise.is_damaged)
+        && machine.disk.storing.iter().any(|storing| !storing.is_damaged);
+    noted
 }
 
 /// True when with that promise nothing is missing any more that damage took.

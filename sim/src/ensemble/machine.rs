@@ -214,6 +214,14 @@ impl Machine {
         self.damaged_ms.is_some_and(|at_ms| at_ms >= since_ms) || self.disk.has_synced(point)
     }
 
+    /// Judges a promise that becomes durable: it does not say again that the copy lacks what was filled.
+    pub(crate) fn judge_stored(&self, promise: &Noted) -> Result<(), String> {
+        if promise.is_damaged && self.damaged_ms.is_none() {
+            return Err(format!("LIV1: the copy of node {} was filled, and its promise takes that back", self.node));
+        }
+        Ok(())
+    }
+
     /// Everything is synced, and then the process ends.
     pub(crate) fn stop(&mut self, rng: &Rng) {
         self.disk.synced = self.disk.log.len();

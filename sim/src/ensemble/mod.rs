@@ -52,7 +52,7 @@ impl Recipe {
     /// The world of a seed in which a bug is looked for.
     #[must_use]
     pub fn planted(seed: u64, bug: Bug) -> Self {
-        let is_damaged = matches!(bug, Bug::CutAtDamage | Bug::DamagedAsAmnesic);
+        let is_damaged = matches!(bug, Bug::CutAtDamage | Bug::DamagedAsAmnesic | Bug::FillTakenBack);
         Self { bug: Some(bug), is_damaged, ..Self::of(seed) }
     }
 

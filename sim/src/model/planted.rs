@@ -16,7 +16,7 @@ pub enum Bug {
 }
 
 /// The bugs of the journal that small scopes show, and the scope in which each is looked for.
-const OF_JOURNAL: [(ensemble::Bug, &str); 13] = [
+const OF_JOURNAL: [(ensemble::Bug, &str); 14] = [
     (ensemble::Bug::AckAtOne, "writes"),
     (ensemble::Bug::SyncAtOwner, "absent"),
     (ensemble::Bug::UnstoredPromise, "race"),
@@ -30,6 +30,7 @@ const OF_JOURNAL: [(ensemble::Bug, &str); 13] = [
     (ensemble::Bug::StaleAppend, "flush"),
     (ensemble::Bug::CutAtDamage, "damage"),
     (ensemble::Bug::DamagedAsAmnesic, "damage"),
+    (ensemble::Bug::FillTakenBack, "damage"),
 ];
 
 /// All bugs, and the scope in which each is looked for.

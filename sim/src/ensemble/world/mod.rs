@@ -21,7 +21,7 @@ use velum_protocol::{
 
 use super::{
     Recipe, Tally,
-    bugs::{Bug, is_filled},
+    bugs::{Bug, is_filled, stores},
     ghost::Ghost,
     machine::{Machine, Op, Role, Up, VOLUME, cloud, creation, metadata},
 };
@@ -268,7 +268,9 @@ impl World {
         if machine.up.as_ref().is_some_and(|up| up.process == process) {
             if let Some(promise) = machine.disk.storing.pop_front() {
                 machine.disk.promise = Some(promise);
+                let verdict = machine.judge_stored(&promise);
                 machine.damaged_ms = machine.damaged_ms.filter(|_| !is_filled(bug, &promise));
+                self.judge(verdict);
             }
             if !self.has(Bug::UnstoredPromise) {
                 self.step_member(node, member::Input::Stored);
@@ -420,6 +422,7 @@ impl World {
     fn perform_member(&mut self, node: NodeId, effect: member::Effect) {
         // What asks nothing of the disk draws nothing.
         let slow_ms = if effect == member::Effect::MadeUp { 0 } else { self.rng.below(8) };
+        let bug = self.recipe.bug;
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         let process = machine.processes;
         match effect {
@@ -432,6 +435,7 @@ impl World {
                 self.later(1 + slow_ms, Event::Synced { node, process, through });
             }
             member::Effect::Store(noted) => {
+                let noted = stores(bug, machine, noted);
                 machine.disk.storing.push_back(noted);
                 if self.has(Bug::UnstoredPromise) {
                     self.step_member(node, member::Input::Stored);

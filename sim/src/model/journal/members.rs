@@ -16,7 +16,7 @@ use super::{
 };
 use crate::ensemble::{
     Bug,
-    bugs::{found, is_filled},
+    bugs::{found, is_filled, stores},
     machine::Op,
 };
 
@@ -38,7 +38,9 @@ impl Acting<'_> {
     }
 
     fn perform_member(&mut self, node: NodeId, effect: member::Effect) {
-        let disk = &mut self.node_mut(node).machine.disk;
+        let bug = self.bug;
+        let machine = &mut self.node_mut(node).machine;
+        let disk = &mut machine.disk;
         match effect {
             member::Effect::Keep { at, record, .. } => {
                 let is_void = disk.log.iter().any(|op| kept(op).is_some_and(|kept| kept >= at));
@@ -56,8 +58,9 @@ impl Acting<'_> {
                 self.node_mut(node).syncing = Some(through);
             }
             member::Effect::Store(noted) => {
-                disk.storing.push_back(noted);
-                if self.bug == Some(Bug::UnstoredPromise) {
+                let noted = stores(bug, machine, noted);
+                machine.disk.storing.push_back(noted);
+                if bug == Some(Bug::UnstoredPromise) {
                     self.step_member(node, member::Input::Stored);
                 }
             }
@@ -86,12 +89,11 @@ impl Acting<'_> {
         let state = self.node_mut(node);
         let was_damaged = state.machine.damaged_ms.is_some();
         if let Some(promise) = state.machine.disk.storing.pop_front() {
+            let verdict = state.machine.judge_stored(&promise);
             state.note(promise, bug);
             let is_filled = was_damaged && state.machine.damaged_ms.is_none();
+            self.judge(verdict);
             self.reach_if(is_filled, "a damaged copy is filled");
-            if promise.is_damaged && !was_damaged {
-                self.judge(Err(format!("LIV1: the copy of node {node} was filled, and its promise takes that back")));
-            }
         }
         if self.bug != Some(Bug::UnstoredPromise) {
             self.step_member(node, member::Input::Stored);
