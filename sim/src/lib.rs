@@ -23,6 +23,7 @@ pub mod guest;
 pub mod history;
 pub mod ledger;
 pub mod minimise;
+pub mod model;
 pub mod phases;
 pub mod plan;
 pub mod planted;

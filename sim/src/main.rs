@@ -1,5 +1,7 @@
 //! `velum-sim`: runs worlds under seeds.
 
+mod modelled;
+
 use std::{
     io::Write,
     process::ExitCode,
@@ -87,6 +89,8 @@ enum Command {
     },
     /// Run ensembles of the journal's machines, many worlds a second.
     Ensembles(Ensembles),
+    /// Explore all that can happen within small bounds.
+    Model(modelled::Model),
     /// Find every planted bug.
     Planted {
         /// Wall time to spend on one bug at most.
@@ -194,6 +198,7 @@ fn main() -> ExitCode {
         Command::Minimise { seed, minutes, nodes } => make_smaller(seed, minutes, nodes),
         Command::Groups { seed_from, seeds, trace, planted } => groups(seed_from, seeds, trace, planted),
         Command::Ensembles(Ensembles { what }) => what.run(),
+        Command::Model(model) => exit(model.run()),
         Command::Planted { minutes, minutes_total, jobs, bug } => find_planted(minutes, minutes_total, jobs, bug),
     }
 }

@@ -15,7 +15,7 @@ pub(super) const FRAME_BYTES: usize = 256 << 10;
 pub(super) const TAIL_BYTES: usize = 1 << 20;
 
 /// A record that is held, and what it says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Held {
     /// The epoch of the owner that made it.
     pub epoch: Epoch,

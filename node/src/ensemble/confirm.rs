@@ -52,7 +52,7 @@ pub enum Effect {
 }
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Confirming {
     volume: VolumeId,
     epoch: Epoch,

@@ -19,7 +19,7 @@ const PAUSE_MIN: u32 = 2;
 const PAUSE_MAX: u32 = 10;
 
 /// A member as its owner knows it.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Follower {
     pub(super) node: NodeId,
     life: Option<Life>,

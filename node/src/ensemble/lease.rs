@@ -27,7 +27,7 @@ const _: () = assert!(
 );
 
 /// What an owner was granted, by whom.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct Leases(BTreeMap<NodeId, Instant>);
 
 impl Leases {
@@ -53,10 +53,10 @@ impl Leases {
 }
 
 /// What a member has granted last.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Granted(Option<Grant>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Grant {
     epoch: Epoch,
     /// Nobody who is known, after a start.

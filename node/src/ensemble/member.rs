@@ -34,7 +34,7 @@ use super::{
 use crate::env::Instant;
 
 /// What is stored of a copy beside its records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Noted {
     /// Nothing of an epoch below is taken.
     pub epoch: Epoch,
@@ -139,7 +139,7 @@ pub enum Effect {
 }
 
 /// Why a promise is being stored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Storing {
     Fence(NodeId, Epoch),
     /// Before anything of the epoch is answered for; what the owner has asked.
@@ -148,7 +148,7 @@ enum Storing {
 }
 
 /// A damaged copy has been filled by an owner up to here, and is not synced so far yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Filled {
     by: NodeId,
     epoch: Epoch,
@@ -156,7 +156,7 @@ struct Filled {
 }
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Member {
     volume: VolumeId,
     life: Life,

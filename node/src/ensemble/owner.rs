@@ -98,7 +98,7 @@ pub struct MemberStanding {
 }
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Owner {
     volume: VolumeId,
     epoch: Epoch,

@@ -25,7 +25,7 @@ use velum_protocol::{
 use super::batch::{Held, judge};
 
 /// What a takeover begins with, as the metadata has it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Opening {
     /// The volume.
     pub volume: VolumeId,
@@ -147,7 +147,7 @@ const PAUSE_MIN: u32 = 2;
 const PAUSE_MAX: u32 = 10;
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Takeover {
     opening: Opening,
     members: Vec<Asked>,
@@ -160,7 +160,7 @@ pub struct Takeover {
 }
 
 /// A member that is fenced.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Asked {
     node: NodeId,
     said: Option<Fenced>,
@@ -173,7 +173,7 @@ struct Asked {
 }
 
 /// What was read.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Got {
     base: Point,
     held: Vec<Held>,
@@ -181,7 +181,7 @@ struct Got {
 }
 
 /// A question for records.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Reading {
     from: NodeId,
     /// What its copy holds in all, when it was asked.

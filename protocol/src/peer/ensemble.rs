@@ -22,7 +22,7 @@ pub const RECORDS_MAX: usize = 16_384;
 const RECORD_BYTES_MIN: u64 = HEADER_BYTES as u64 + SEAL_BYTES;
 
 /// A position and the chain there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Point {
     /// The position.
     pub at: Jseq,
@@ -42,7 +42,7 @@ impl Point {
 }
 
 /// One life of a member: of its process, and of its machine's page cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Life {
     /// Random, the same for as long as the process lives; not zero.
     pub process: [u8; 16],
@@ -63,7 +63,7 @@ impl Life {
 }
 
 /// How far the owner knows its volume to be kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marks {
     /// d0: on enough members.
     pub written: Jseq,
@@ -88,7 +88,7 @@ impl Marks {
 }
 
 /// What a member's copy may lack of what the member answered for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Condition {
     /// Nothing.
@@ -110,7 +110,7 @@ impl Condition {
 }
 
 /// An owner's word that a copy is in a better condition once its member has taken what the word comes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Heal {
     /// The process whose copy is meant; not zero.
     pub process: [u8; 16],
@@ -129,7 +129,7 @@ impl Heal {
 }
 
 /// Records for a member's copy, and the owner's marks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Append {
     /// The volume.
     pub volume: VolumeId,
@@ -254,7 +254,7 @@ impl Fence {
 }
 
 /// The answer to [`Fence`]: the promise, which is durable, and what the copy holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fenced {
     /// The volume.
     pub volume: VolumeId,

@@ -10,13 +10,16 @@ use crate::rng::Rng;
 const RATES_PPM: [i64; 5] = [-50_000, -10_000, 0, 30_000, 50_000];
 
 /// A clock, by which the world's time is read.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+#[derive(Clone, Copy, Debug, Hash)]
+pub(crate) struct Clock {
     offset_us: u64,
     rate_ppm: i64,
 }
 
 impl Clock {
+    /// The world's own time.
+    pub(crate) const TRUE: Self = Self { offset_us: 0, rate_ppm: 0 };
+
     pub(super) fn draw(rng: &Rng) -> Self {
         Self { offset_us: rng.below(10_000_000), rate_ppm: *rng.pick(&RATES_PPM) }
     }

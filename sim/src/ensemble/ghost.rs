@@ -12,8 +12,8 @@ use velum_protocol::{
 use crate::{checker::seq1, ledger::Record};
 
 /// The truth.
-#[derive(Debug)]
-pub(super) struct Ghost {
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Ghost {
     /// The chain at each position of the history that counts; the first is that before any record.
     history: Vec<Hash>,
     /// The open epoch, and the lineage since it was opened.
@@ -33,7 +33,7 @@ pub(super) struct Ghost {
 type Verdict = Result<(), String>;
 
 impl Ghost {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             history: vec![Hash::ZERO],
             open: Epoch(0),
@@ -46,20 +46,20 @@ impl Ghost {
         }
     }
 
-    pub(super) fn open(&self) -> Epoch {
+    pub(crate) fn open(&self) -> Epoch {
         self.open
     }
 
-    pub(super) fn d1(&self) -> Jseq {
+    pub(crate) fn d1(&self) -> Jseq {
         self.d1
     }
 
-    pub(super) fn chain(&self, at: Jseq) -> Option<Hash> {
+    pub(crate) fn chain(&self, at: Jseq) -> Option<Hash> {
         self.history.get(at.0 as usize).copied()
     }
 
     /// An owner has made a record. Only the open epoch's count.
-    pub(super) fn made(&mut self, epoch: Epoch, end: Point) -> Verdict {
+    pub(crate) fn made(&mut self, epoch: Epoch, end: Point) -> Verdict {
         if epoch == self.open {
             self.history.push(end.chain);
             if self.history.len() as u64 != end.at.0 + 1 {
@@ -70,9 +70,12 @@ impl Ghost {
     }
 
     /// Raft has closed the open epoch at `last` and opened `epoch`.
-    pub(super) fn close(&mut self, epoch: Epoch, last: Point, lineage_changes: bool) -> Verdict {
+    pub(crate) fn close(&mut self, epoch: Epoch, last: Point, lineage_changes: bool) -> Verdict {
         if self.chain(last.at) != Some(last.chain) {
             return Err(format!("VIS6: epoch {} was closed at {last:?}, which is not of its history", self.open.0));
+        }
+        if let Some((closed, (end, _))) = self.closed.last_key_value().filter(|(_, (end, _))| *end > last.at) {
+            return Err(format!("OWN3: {closed:?} was closed at {end:?}, and what followed it at {:?}", last.at));
         }
         if self.d1 > last.at {
             return Err(format!("VIS4: d1 was acked up to {:?} and the epoch closed at {:?}", self.d1, last.at));
@@ -91,7 +94,7 @@ impl Ghost {
     }
 
     /// A guest was told that records of an owner up to `point` are written.
-    pub(super) fn acked(&mut self, epoch: Epoch, node: NodeId, point: Point) -> Verdict {
+    pub(crate) fn acked(&mut self, epoch: Epoch, node: NodeId, point: Point) -> Verdict {
         self.one_writer(epoch, node)?;
         if epoch == self.open {
             self.d0 = self.d0.max(point.at);
@@ -109,7 +112,7 @@ impl Ghost {
     }
 
     /// As [`Self::acked`], for barriers.
-    pub(super) fn synced(&mut self, epoch: Epoch, node: NodeId, at: Jseq) -> Verdict {
+    pub(crate) fn synced(&mut self, epoch: Epoch, node: NodeId, at: Jseq) -> Verdict {
         self.one_writer(epoch, node)?;
         if epoch == self.open {
             self.d1 = self.d1.max(at);
@@ -123,7 +126,7 @@ impl Ghost {
     }
 
     /// Raft has taken a record of the sequence.
-    pub(super) fn sequenced(&mut self, record: Record) -> Verdict {
+    pub(crate) fn sequenced(&mut self, record: Record) -> Verdict {
         let Link { epoch, last, .. } = record.link;
         if epoch != self.open {
             return Err(format!("SEQ1: a record of {epoch:?} joins the sequence while {:?} is open", self.open));
@@ -186,6 +189,7 @@ mod tests {
         assert!(!ghost.is_superseded(Epoch(1)), "open, and nothing acked");
         ghost.acked(Epoch(2), NodeId(2), point(3)).unwrap();
         assert!(ghost.is_superseded(Epoch(1)) && !ghost.is_superseded(Epoch(2)));
+        assert!(ghost.close(Epoch(3), point(2), true).unwrap_err().starts_with("OWN3"), "a closed end stays");
     }
 
     #[test]

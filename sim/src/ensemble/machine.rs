@@ -3,122 +3,138 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use velum_node::ensemble::{
-    batch::{Held, judge},
-    member::{Found, Member, Noted},
-    owner::Owner,
-    takeover::Takeover,
+use velum_node::{
+    ensemble::{
+        batch::{Held, judge},
+        member::{Found, Member, Noted},
+        owner::Owner,
+        takeover::{self, Takeover},
+    },
+    metadata::{State, state::CloudEntry},
 };
 use velum_protocol::{
-    format::record::RecordHeader,
-    id::{BootId, Epoch, Hash, Jseq, NodeId, Seq, VolumeId},
-    peer::ensemble::{Condition, Life, Point},
+    format::{
+        metadata::{CloudName, Command, WrappedKey, WrappedVolumeKeys},
+        record::{RecordHeader, RecordKind, chain},
+    },
+    id::{BlockCount, BlockIndex, BootId, ClusterId, Epoch, Hash, Jseq, KeyEpoch, Lineage, NodeId, Seq, VolumeId},
+    peer::{
+        Frame,
+        ensemble::{Condition, Life, Point, Verdict},
+    },
 };
 
 use super::{clock::Clock, world::Reads};
 use crate::rng::Rng;
 
 /// The only volume.
-pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
+pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
 
 /// Before the first record.
-pub(super) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
+pub(crate) const START: Point = Point { at: Jseq(0), chain: Hash::ZERO };
 
 /// What is stored beside a copy that is whole.
-pub(super) fn whole(epoch: Epoch, boot: BootId) -> Noted {
+pub(crate) fn whole(epoch: Epoch, boot: BootId) -> Noted {
     Noted { epoch, whole_in: boot, is_damaged: false }
 }
 
 /// One write to the journal.
-#[derive(Clone, Debug)]
-pub(super) enum Op {
+#[derive(Clone, Debug, Hash)]
+pub(crate) enum Op {
     Keep(Bytes),
     Trim(Epoch, Jseq),
 }
 
 /// What a node has stored.
-#[derive(Debug)]
-pub(super) struct Disk {
-    pub(super) log: Vec<Op>,
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Disk {
+    pub(crate) log: Vec<Op>,
     /// So many of them are on the medium.
-    pub(super) synced: usize,
-    pub(super) promise: Option<Noted>,
+    pub(crate) synced: usize,
+    pub(crate) promise: Option<Noted>,
     /// Promises that are being stored, oldest first.
-    pub(super) storing: VecDeque<Noted>,
+    pub(crate) storing: VecDeque<Noted>,
     /// What a start finds wrong with the journal.
-    pub(super) reads: Condition,
+    pub(crate) reads: Condition,
 }
 
 /// A node.
-#[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) node: NodeId,
-    pub(super) boot: u8,
-    pub(super) processes: u64,
-    pub(super) stopped_cleanly: bool,
-    pub(super) disk: Disk,
-    pub(super) up: Option<Up>,
-    pub(super) paused_until_ms: u64,
-    pub(super) clock: Clock,
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Machine {
+    pub(crate) node: NodeId,
+    pub(crate) boot: u8,
+    pub(crate) processes: u64,
+    pub(crate) stopped_cleanly: bool,
+    pub(crate) disk: Disk,
+    pub(crate) up: Option<Up>,
+    pub(crate) paused_until_ms: u64,
+    pub(crate) clock: Clock,
     /// When its journal lost what had been synced, until its copy was filled again.
-    pub(super) damaged_ms: Option<u64>,
+    pub(crate) damaged_ms: Option<u64>,
 }
 
 /// A process.
-#[derive(Debug)]
-pub(super) struct Up {
-    pub(super) process: u64,
-    pub(super) member: Member,
-    pub(super) role: Role,
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Up {
+    pub(crate) process: u64,
+    pub(crate) member: Member,
+    pub(crate) role: Role,
 }
 
 /// What else it does.
-#[derive(Debug)]
-pub(super) enum Role {
+#[derive(Clone, Debug, Hash)]
+pub(crate) enum Role {
     None,
     Taking { takeover: Box<Takeover>, epoch: Epoch, closes: Epoch, members: Vec<NodeId>, tails: Vec<Jseq> },
     Owning(Box<Owning>),
 }
 
 /// An owner and its writer.
-#[derive(Debug)]
-pub(super) struct Owning {
-    pub(super) owner: Owner,
-    pub(super) epoch: Epoch,
-    pub(super) closes: Epoch,
-    pub(super) members: Vec<NodeId>,
-    pub(super) end: Point,
-    pub(super) lineage_changes: bool,
-    pub(super) is_open: bool,
-    pub(super) is_closing: bool,
-    pub(super) last: Point,
-    pub(super) written: Point,
-    pub(super) durable: Jseq,
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Owning {
+    pub(crate) owner: Owner,
+    pub(crate) epoch: Epoch,
+    pub(crate) closes: Epoch,
+    pub(crate) members: Vec<NodeId>,
+    pub(crate) end: Point,
+    pub(crate) lineage_changes: bool,
+    pub(crate) is_open: bool,
+    pub(crate) is_closing: bool,
+    pub(crate) last: Point,
+    pub(crate) written: Point,
+    pub(crate) durable: Jseq,
     /// The d1 mark that records tell.
-    pub(super) known: Jseq,
+    pub(crate) known: Jseq,
     /// Sequence records that raft has not answered yet, oldest first.
-    pub(super) sent: Vec<Sent>,
-    pub(super) began_ms: u64,
-    pub(super) reads: Reads,
+    pub(crate) sent: Vec<Sent>,
+    pub(crate) began_ms: u64,
+    pub(crate) reads: Reads,
 }
 
 /// A sequence record on its way to raft.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    pub(super) seq: Seq,
-    pub(super) hash: Hash,
-    pub(super) last: Point,
+#[derive(Clone, Copy, Debug, Hash)]
+pub(crate) struct Sent {
+    pub(crate) seq: Seq,
+    pub(crate) hash: Hash,
+    pub(crate) last: Point,
+}
+
+impl Role {
+    /// True when it takes over in that epoch: only then is it built upon what members tell of it.
+    pub(crate) fn takes(&self, epoch: Epoch) -> bool {
+        matches!(self, Self::Taking { epoch: taken, .. } if *taken == epoch)
+    }
 }
 
 impl Machine {
-    pub(super) fn new(node: NodeId, clock: Clock) -> Self {
+    pub(crate) fn new(node: NodeId, clock: Clock) -> Self {
         let (boot, processes, stopped_cleanly, paused_until_ms) = (1, 0, false, 0);
         let (log, synced, promise) = (Vec::new(), 0, None);
         let disk = Disk { log, synced, promise, storing: VecDeque::new(), reads: Condition::Whole };
         Self { node, boot, processes, stopped_cleanly, disk, up: None, paused_until_ms, clock, damaged_ms: None }
     }
 
-    pub(super) fn start(&mut self, now_ms: u64) {
+    pub(crate) fn start(&mut self, now_ms: u64) {
         self.processes += 1;
         // What a start has read it syncs before it answers for it.
         self.disk.synced = self.disk.log.len();
@@ -130,7 +146,7 @@ impl Machine {
         self.up = Some(Up { process: self.processes, member, role: Role::None });
     }
 
-    pub(super) fn find(&self) -> Found {
+    pub(crate) fn find(&self) -> Found {
         let mut process = [0; 16];
         process[..8].copy_from_slice(&self.processes.to_le_bytes());
         process[8..].copy_from_slice(&self.node.0.to_le_bytes());
@@ -141,7 +157,7 @@ impl Machine {
     }
 
     /// The process ends; promises on their way are stored or not.
-    pub(super) fn kill(&mut self, rng: &Rng) {
+    pub(crate) fn kill(&mut self, rng: &Rng) {
         self.up = None;
         while let Some(promise) = self.disk.storing.pop_front() {
             if rng.chance(500_000) {
@@ -152,7 +168,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn lose_power(&mut self, rng: &Rng) {
+    pub(crate) fn lose_power(&mut self, rng: &Rng) {
         self.kill(rng);
         self.boot += 1;
         let unsynced = self.disk.log.len() - self.disk.synced;
@@ -169,7 +185,7 @@ impl Machine {
 
     /// The process ends, and the journal is damaged: its end is gone, or some of it. Within one boot it is known how much was synced,
     /// and of what was not synced nothing counts behind the damage.
-    pub(super) fn rot(&mut self, rng: &Rng) {
+    pub(crate) fn rot(&mut self, rng: &Rng) {
         self.kill(rng);
         let all = self.disk.log.len();
         let from = rng.below(all as u64 + 1) as usize;
@@ -177,13 +193,14 @@ impl Machine {
     }
 
     /// As [`Self::rot`], and it is the end that is gone: where the copy begins nothing tells of it.
-    pub(super) fn rot_at_end(&mut self, rng: &Rng) {
+    pub(crate) fn rot_at_end(&mut self, rng: &Rng) {
         self.kill(rng);
         let all = self.disk.log.len();
         self.lose(rng.below(all as u64 + 1) as usize, all);
     }
 
-    fn lose(&mut self, from: usize, to: usize) {
+    /// The writes to the journal from `from` to before `to` are gone; a process that has ended.
+    pub(crate) fn lose(&mut self, from: usize, to: usize) {
         let synced = self.disk.synced;
         if to < synced {
             self.disk.log.drain(from..to);
@@ -195,8 +212,21 @@ impl Machine {
         self.disk.reads = if from < synced { Condition::Damaged } else { Condition::Amnesic };
     }
 
+    /// True when it has synced the record at `point`, or had until damage took it at `since_ms` or later.
+    pub(crate) fn had_synced(&self, point: Point, since_ms: u64) -> bool {
+        self.damaged_ms.is_some_and(|at_ms| at_ms >= since_ms) || self.disk.has_synced(point)
+    }
+
+    /// Judges a promise that becomes durable: it does not say again that the copy lacks what was filled.
+    pub(crate) fn judge_stored(&self, promise: &Noted) -> Result<(), String> {
+        if promise.is_damaged && self.damaged_ms.is_none() {
+            return Err(format!("LIV1: the copy of node {} was filled, and its promise takes that back", self.node));
+        }
+        Ok(())
+    }
+
     /// Everything is synced, and then the process ends.
-    pub(super) fn stop(&mut self, rng: &Rng) {
+    pub(crate) fn stop(&mut self, rng: &Rng) {
         self.disk.synced = self.disk.log.len();
         self.kill(rng);
         self.stopped_cleanly = true;
@@ -205,7 +235,7 @@ impl Machine {
 
 impl Disk {
     /// The copy that the first `count` writes make.
-    pub(super) fn copy(&self, count: usize) -> (Point, Vec<Held>) {
+    pub(crate) fn copy(&self, count: usize) -> (Point, Vec<Held>) {
         let (mut base, mut held): (Point, Vec<Held>) = (START, Vec::new());
         for op in self.log.iter().take(count) {
             match op {
@@ -234,10 +264,76 @@ impl Disk {
         (base, held)
     }
 
+    /// Judges what the node's member says, against what is durable of its promises. `is_built_on` says whether who is told may
+    /// rely on a promise.
+    pub(crate) fn judge_told(&self, frame: &Frame, is_built_on: impl Fn(Epoch) -> bool) -> Result<(), String> {
+        let promise = self.promise.map_or(Epoch(0), |noted| noted.epoch);
+        match frame {
+            Frame::Appended(appended) if appended.verdict == Verdict::Took && appended.epoch < promise => {
+                Err(format!("OWN2: a member took {:?} and has promised {promise:?}", appended.epoch))
+            }
+            Frame::Fenced(fenced) if fenced.promise > promise && is_built_on(fenced.promise) => {
+                Err(format!("OWN2: a member told of {:?}, durable is {promise:?}", fenced.promise))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// True when the medium has the record at `point`, or one that was trimmed there.
-    pub(super) fn has_synced(&self, point: Point) -> bool {
+    pub(crate) fn has_synced(&self, point: Point) -> bool {
         let (base, held) = self.copy(self.synced);
         let place = |at: Jseq| (at.0 - base.at.0 - 1) as usize;
         point.at <= base.at || held.get(place(point.at)).is_some_and(|held| held.chain == point.chain)
     }
+}
+
+/// The only cloud.
+pub(crate) fn cloud() -> CloudName {
+    CloudName("a".into())
+}
+
+/// The metadata of a cluster without nodes and volumes.
+pub(crate) fn metadata() -> State {
+    State::new(ClusterId([1; 16]), vec![CloudEntry { name: cloud(), url: "memory:///a".into() }], 1)
+}
+
+/// The command that makes the volume.
+pub(crate) fn creation() -> Command {
+    let key = WrappedKey { sealed: Bytes::from_static(b"wrapped"), commitment: Hash::ZERO };
+    let keys = WrappedVolumeKeys { key_epoch: KeyEpoch(1), data: key.clone(), metadata: key.clone(), journal: key };
+    Command::CreateVolume { volume: VOLUME, name: "demo".into(), size_bytes: 1 << 30, keys, acl: Vec::new() }
+}
+
+/// What whoever is granted `epoch` takes over with, as the metadata has it.
+pub(crate) fn opening(state: &State, node: NodeId, epoch: Epoch) -> takeover::Opening {
+    let (volume, ensemble) = (&state.volumes[&VOLUME], &state.ensembles[&VOLUME]);
+    let head = Point { at: volume.head.last, chain: volume.head.journal_chain };
+    takeover::Opening {
+        volume: VOLUME,
+        node,
+        epoch,
+        closes: ensemble.opened,
+        fenced: ensemble.opened_members.clone(),
+        base: Point { at: ensemble.base.0, chain: ensemble.base.1 },
+        head,
+        durable: (volume.durable_jseq(1) == head.at).then_some(head),
+    }
+}
+
+/// A record as journals hold it, and the point at which it stands.
+pub(crate) fn record(epoch: Epoch, lineage: Lineage, before: Point, durable: Jseq, salt: u64) -> (Bytes, Point) {
+    let header = RecordHeader {
+        kind: RecordKind::Unmap,
+        key_epoch: KeyEpoch(1),
+        jseq: before.at.next(),
+        epoch,
+        lineage,
+        start: BlockIndex(0),
+        count: BlockCount(1),
+        durable,
+        prev: before.chain,
+    };
+    let (lead, body) = (header.encode(), salt.to_le_bytes().repeat(5));
+    let end = Point { at: header.jseq, chain: chain(&lead, &body) };
+    ([&lead[..], &body].concat().into(), end)
 }

@@ -4,11 +4,11 @@
 //! ends, and clocks of their own. Guests write, and read by lease or by question. A keeper grants the volume to others whenever it likes; deposed owners go on until they are told. Each frame passes its
 //! wire form. In the end all heals, and an owner must open and bring a barrier to d1.
 
-mod bugs;
-mod clock;
-mod ghost;
-mod machine;
-mod world;
+pub(crate) mod bugs;
+pub(crate) mod clock;
+pub(crate) mod ghost;
+pub(crate) mod machine;
+pub(crate) mod world;
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ impl Recipe {
     /// The world of a seed in which a bug is looked for.
     #[must_use]
     pub fn planted(seed: u64, bug: Bug) -> Self {
-        let is_damaged = matches!(bug, Bug::CutAtDamage | Bug::DamagedAsAmnesic);
+        let is_damaged = matches!(bug, Bug::CutAtDamage | Bug::DamagedAsAmnesic | Bug::FillTakenBack);
         Self { bug: Some(bug), is_damaged, ..Self::of(seed) }
     }
 

@@ -52,6 +52,13 @@ pub struct Record {
     pub chain: Hash,
 }
 
+impl std::hash::Hash for Record {
+    /// The chain covers all the rest.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.chain.hash(state);
+    }
+}
+
 /// The longest object the simulator opens.
 const BYTES_MAX: usize = 64 << 20;
 

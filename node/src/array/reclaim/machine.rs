@@ -22,10 +22,17 @@ use velum_protocol::{
     id::{Hash, Incarnation, ObjectNumber, Seq},
 };
 
-use crate::{actor, env::Instant, metadata::state::LEAVINGS};
+use crate::{
+    actor,
+    env::Instant,
+    metadata::state::{Condemned, LEAVINGS, VolumeState},
+};
 
 /// Objects approved or swept in one go.
 pub const BATCH: usize = 512;
+
+/// Condemned objects looked at in one survey; more wait for the next.
+const SURVEY_MAX: usize = 8192;
 
 /// Shortest time between two looks at the ledger.
 const LOOK_MIN: Duration = Duration::from_secs(1);
@@ -81,6 +88,38 @@ pub struct Survey {
     pub dead: bool,
 }
 
+impl Survey {
+    /// What a volume's metadata say, in this `life` of the cluster. `dead` is true when the map has segments that nothing refers to.
+    #[must_use]
+    pub fn of(state: &VolumeState, quorum: usize, life: Incarnation, dead: bool) -> Self {
+        let entry = |(name, condemned): (&Name, &Condemned)| {
+            let entry = Entry {
+                object: condemned.object.clone(),
+                checkpoint: condemned.checkpoint,
+                committed: condemned.committed,
+                gone_from: condemned.gone_from.clone(),
+            };
+            (*name, entry)
+        };
+        // Roots and orphans hold back what they may refer to, so none may be missed.
+        let is_first = |condemned: &Condemned| {
+            condemned.object.kind == NumberedKind::Root || condemned.object.object.hash == Hash::ZERO
+        };
+        let first = state.condemned.iter().filter(|(_, condemned)| is_first(condemned));
+        let others = state.condemned.iter().filter(|(_, condemned)| !is_first(condemned)).take(SURVEY_MAX);
+        let epochs_over = state.ranges.values().any(|range| range.epoch < state.epoch);
+        let unlisted = state.was_recovered(life) && state.lacks_checkpoint_of(life);
+        Self {
+            newest: state.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number),
+            previous: state.previous_checkpoint.as_ref().map(|checkpoint| (checkpoint.number, checkpoint.seq)),
+            held: state.checkpoint_cursors.clone(),
+            quorum,
+            condemned: first.chain(others).map(entry).collect(),
+            dead: dead || epochs_over || unlisted,
+        }
+    }
+}
+
 /// A message, a completion or a timer.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -124,7 +163,7 @@ pub enum Effect {
 }
 
 /// The reclaim of one volume.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Machine {
     grace: Duration,
     /// When each condemned object was first seen with its checkpoint on enough clouds.

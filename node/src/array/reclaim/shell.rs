@@ -15,7 +15,7 @@ use velum_protocol::{
 use super::{
     AT_ONCE,
     lives::{self, Progress, Referred},
-    machine::{Effect, Entry, Input, Machine, Name, Survey},
+    machine::{Effect, Input, Machine, Survey},
     records::{self, GAP_OLDER, GAP_UNKNOWN, Start},
     roots,
 };
@@ -29,11 +29,8 @@ use crate::{
     },
     cloud::Cloud,
     keyring::{KeySet, ObjectKind},
-    metadata::state::{LEAVINGS, VolumeState},
+    metadata::state::LEAVINGS,
 };
-
-/// Condemned objects looked at in one survey; more wait for the next.
-const SURVEY_MAX: usize = 8192;
 
 /// Asks for a checkpoint.
 pub(crate) type AskCheckpoint = Rc<dyn Fn()>;
@@ -74,7 +71,7 @@ impl ReclaimShell {
         self.context.port.with_map(&mut |map| dead = !map.dead_segments().is_empty());
         let quorum = self.context.array.copies.clouds().quorum;
         let life = self.context.array.incarnation();
-        let survey = self.context.state(|state| survey(state, quorum, life, dead)).unwrap_or_default();
+        let survey = self.context.state(|state| Survey::of(state, quorum, life, dead)).unwrap_or_default();
         let waiting = i64::try_from(survey.condemned.len()).unwrap_or(i64::MAX);
         self.context.array.metrics.upkeep.condemned.set(waiting);
         survey
@@ -107,34 +104,6 @@ impl Shell<Machine> for ReclaimShell {
             }
             Effect::Checkpoint => (self.ask_checkpoint)(),
         }
-    }
-}
-
-fn survey(state: &VolumeState, quorum: usize, life: Incarnation, dead: bool) -> Survey {
-    let entry = |(name, condemned): (&Name, &crate::metadata::state::Condemned)| {
-        let entry = Entry {
-            object: condemned.object.clone(),
-            checkpoint: condemned.checkpoint,
-            committed: condemned.committed,
-            gone_from: condemned.gone_from.clone(),
-        };
-        (*name, entry)
-    };
-    // Roots and orphans hold back what they may refer to, so none may be missed.
-    let is_first = |condemned: &crate::metadata::state::Condemned| {
-        condemned.object.kind == NumberedKind::Root || condemned.object.object.hash == Hash::ZERO
-    };
-    let first = state.condemned.iter().filter(|(_, condemned)| is_first(condemned));
-    let others = state.condemned.iter().filter(|(_, condemned)| !is_first(condemned)).take(SURVEY_MAX);
-    let epochs_over = state.ranges.values().any(|range| range.epoch < state.epoch);
-    let unlisted = state.was_recovered(life) && state.lacks_checkpoint_of(life);
-    Survey {
-        newest: state.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.number),
-        previous: state.previous_checkpoint.as_ref().map(|checkpoint| (checkpoint.number, checkpoint.seq)),
-        held: state.checkpoint_cursors.clone(),
-        quorum,
-        condemned: first.chain(others).map(entry).collect(),
-        dead: dead || epochs_over || unlisted,
     }
 }
 

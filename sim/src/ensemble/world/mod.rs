@@ -7,28 +7,27 @@ mod trouble;
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use velum_node::{
     ensemble::{confirm, lease, member, owner, takeover},
     env::Instant,
-    metadata::{Answer, Rejection, State, state::CloudEntry},
+    metadata::{Answer, Rejection, State},
 };
 use velum_protocol::{
-    format::metadata::{CloudName, Command, Proposal, RequestId, WrappedKey, WrappedVolumeKeys},
-    id::{BootId, ClusterId, Epoch, Hash, Jseq, KeyEpoch, NodeId, Seq},
+    format::metadata::{Command, Proposal, RequestId},
+    id::{Epoch, Jseq, NodeId, Seq},
     peer::{
         self, Frame,
-        ensemble::{Append, Appended, Condition, Verdict},
+        ensemble::{Append, Appended, Condition},
     },
 };
 
-pub(super) use self::reads::Reads;
+pub(crate) use self::reads::Reads;
 use super::{
     Recipe, Tally,
-    bugs::Bug,
+    bugs::{Bug, is_filled, stores},
     clock::Clock,
     ghost::Ghost,
-    machine::{self, Machine, Op, Role, Up, VOLUME},
+    machine::{Machine, Op, Role, Up, VOLUME, cloud, creation, metadata},
 };
 use crate::{phases::Crossings, rng::Rng, runtime::Run, trace::Trace};
 
@@ -101,16 +100,11 @@ pub(super) struct World {
     tally: Tally,
 }
 
-fn cloud() -> CloudName {
-    CloudName("a".into())
-}
-
 impl World {
     pub(super) fn new(recipe: Recipe, trace: Trace) -> Self {
         let rng = Rng::new(recipe.seed, "ensemble");
         let reads_rng = Rng::new(recipe.seed, "reads");
         let uses_leases = matches!(recipe.bug, Some(Bug::LeaseFromReply | Bug::NoLeaseWait | Bug::ReadAfterLease));
-        let clouds = vec![CloudEntry { name: cloud(), url: "memory:///a".into() }];
         let kinds = trouble::draw(&rng, recipe.is_damaged, recipe.bug == Some(Bug::LeaseFromReply));
         let delay_ms_max = *rng.pick(&[1, 3, 20]);
         let mut own = Self {
@@ -126,7 +120,7 @@ impl World {
             links: BTreeMap::new(),
             nodes: BTreeMap::new(),
             held: BTreeMap::new(),
-            state: State::new(ClusterId([1; 16]), clouds, 1),
+            state: metadata(),
             requests: 0,
             ghost: Ghost::new(),
             granted_ms: 0,
@@ -139,11 +133,7 @@ impl World {
             failures: Vec::new(),
             tally: Tally::default(),
         };
-        let key = WrappedKey { sealed: Bytes::from_static(b"wrapped"), commitment: Hash::ZERO };
-        let keys = WrappedVolumeKeys { key_epoch: KeyEpoch(1), data: key.clone(), metadata: key.clone(), journal: key };
-        let create =
-            Command::CreateVolume { volume: VOLUME, name: "demo".into(), size_bytes: 1 << 30, keys, acl: Vec::new() };
-        own.propose(create).expect("a first volume can be made");
+        own.propose(creation()).expect("a first volume can be made");
         for _ in 0..recipe.members {
             own.join();
         }
@@ -308,13 +298,9 @@ impl World {
         if machine.up.as_ref().is_some_and(|up| up.process == process) {
             if let Some(promise) = machine.disk.storing.pop_front() {
                 machine.disk.promise = Some(promise);
-                let is_filled = match bug {
-                    // Nobody fills what passes for whole, and what passes for amnesic is filled when it is called whole.
-                    Some(Bug::CutAtDamage) => false,
-                    Some(Bug::DamagedAsAmnesic) => promise.whole_in != BootId::ZERO,
-                    _ => !promise.is_damaged,
-                };
-                machine.damaged_ms = machine.damaged_ms.filter(|_| !is_filled);
+                let verdict = machine.judge_stored(&promise);
+                machine.damaged_ms = machine.damaged_ms.filter(|_| !is_filled(bug, &promise));
+                self.judge(verdict);
             }
             if !self.has(Bug::UnstoredPromise) {
                 self.step_member(node, member::Input::Stored);
@@ -453,26 +439,12 @@ impl World {
 
     /// Has a member with a bug take what it should not.
     fn bend_member(&mut self, node: NodeId, append: &Append) {
-        let (now_ms, stale, unchained) = (self.now_ms, self.has(Bug::StaleEpoch), self.has(Bug::NoChainCheck));
-        let Some(machine) = self.nodes.get_mut(&node).filter(|_| stale || unchained) else { return };
-        let mut found = machine.find();
-        let promised = found.promise.map_or(Epoch(0), |noted| noted.epoch);
-        let end = found.held.last().map_or(found.base.chain, |held| held.chain);
-        let last = found.base.at.0 + found.held.len() as u64;
-        let is_stale = stale && append.epoch < promised;
-        let is_unchained =
-            unchained && append.prev.at.0 <= last && append.prev.chain != end && !append.records.is_empty();
-        if !is_stale && !is_unchained {
-            return;
-        }
-        found.promise = Some(machine::whole(promised.min(append.epoch), found.life.boot));
-        if is_unchained {
-            (found.base, found.held) = (append.prev, Vec::new());
-        } else {
-            found.held.retain(|held| held.epoch <= append.epoch);
-        }
-        if let Some(up) = &mut machine.up {
-            up.member = member::Member::new(found, machine.clock.at(now_ms));
+        let now_ms = self.now_ms;
+        let Some(machine) = self.nodes.get_mut(&node) else { return };
+        let now = machine.clock.at(now_ms);
+        let bent = self.recipe.bug.and_then(|bug| bug.bent(machine, append, now));
+        if let (Some(member), Some(up)) = (bent, &mut machine.up) {
+            up.member = member;
         }
     }
 
@@ -493,6 +465,7 @@ impl World {
         // What asks nothing of the disk draws nothing.
         let is_quick = matches!(effect, member::Effect::MadeUp | member::Effect::WakeAfter(_));
         let (slow_ms, waits) = (if is_quick { 0 } else { self.rng.below(8) }, !self.has(Bug::NoLeaseWait));
+        let bug = self.recipe.bug;
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         let process = machine.processes;
         match effect {
@@ -513,6 +486,7 @@ impl World {
                 self.later(1 + slow_ms, Event::Synced { node, process, through });
             }
             member::Effect::Store(noted) => {
+                let noted = stores(bug, machine, noted);
                 machine.disk.storing.push_back(noted);
                 if self.has(Bug::UnstoredPromise) {
                     self.step_member(node, member::Input::Stored);
@@ -521,25 +495,18 @@ impl World {
                 self.later(9, Event::Stored { node, process });
             }
             member::Effect::Send { to, frame } => {
-                let promise = machine.disk.promise.map_or(Epoch(0), |noted| noted.epoch);
-                match &frame {
-                    Frame::Appended(appended) if appended.verdict == Verdict::Took && appended.epoch < promise => {
-                        self.fail(format!("OWN2: node {node} took {:?} and has promised {promise:?}", appended.epoch));
-                    }
-                    Frame::Fenced(fenced) if fenced.promise > promise && self.takes(to, fenced.promise) => {
-                        self.fail(format!("OWN2: node {node} told of {:?}, durable is {promise:?}", fenced.promise));
-                    }
-                    _ => {}
-                }
+                let verdict = self.judge_told(node, to, &frame);
+                self.judge(verdict.map_err(|why| format!("node {node}: {why}")));
                 self.send(node, to, frame);
             }
         }
     }
 
-    /// True when the node takes over in that epoch: only it builds on what is told of it.
-    fn takes(&self, node: NodeId, epoch: Epoch) -> bool {
-        let up = self.nodes.get(&node).and_then(|machine| machine.up.as_ref());
-        up.is_some_and(|up| matches!(&up.role, Role::Taking { epoch: taken, .. } if *taken == epoch))
+    /// Only who takes over in an epoch builds on what is told of it.
+    fn judge_told(&self, node: NodeId, to: NodeId, frame: &Frame) -> Result<(), String> {
+        let up = self.nodes.get(&to).and_then(|machine| machine.up.as_ref());
+        let is_built_on = |epoch| up.is_some_and(|up| up.role.takes(epoch));
+        self.nodes.get(&node).map_or(Ok(()), |machine| machine.disk.judge_told(frame, is_built_on))
     }
 }
 

@@ -1,30 +1,19 @@
 //! Who takes over, owns and writes, and what raft answers.
 
-use bytes::Bytes;
-use velum_node::{
-    ensemble::{
-        member,
-        owner::{self, Owner},
-        takeover::{self, Takeover},
-    },
-    env::Instant,
+use velum_node::ensemble::{
+    owner::{self, Owner},
+    takeover::{self, Takeover},
 };
 use velum_protocol::{
-    format::{
-        metadata::Command,
-        record::{HEADER_BYTES, RecordHeader, RecordKind, chain},
-    },
-    id::{BlockCount, BlockIndex, Epoch, Jseq, KeyEpoch, Lineage, NodeId},
-    peer::{
-        Frame,
-        ensemble::{Fence, Point},
-    },
+    format::metadata::Command,
+    id::{Epoch, NodeId},
+    peer::Frame,
 };
 
 use super::{Event, Reads, Told, World};
 use crate::ensemble::{
-    bugs::Bug,
-    machine::{self, Machine, Owning, Role, Up, VOLUME},
+    bugs::{Bug, Chosen, lowest, unfenced},
+    machine::{Owning, Role, Up, VOLUME, opening, record},
 };
 
 impl World {
@@ -34,17 +23,7 @@ impl World {
             return;
         }
         let ensemble = &self.state.ensembles[&VOLUME];
-        let head = Point { at: volume.head.last, chain: volume.head.journal_chain };
-        let opening = takeover::Opening {
-            volume: VOLUME,
-            node,
-            epoch,
-            closes: ensemble.opened,
-            fenced: ensemble.opened_members.clone(),
-            base: Point { at: ensemble.base.0, chain: ensemble.base.1 },
-            head,
-            durable: (volume.durable_jseq(1) == head.at).then_some(head),
-        };
+        let opening = opening(&self.state, node, epoch);
         let (closes, members, fenced) = (ensemble.opened, ensemble.members.clone(), ensemble.opened_members.clone());
         let mut effects = Vec::new();
         let takeover = Box::new(Takeover::new(opening, &mut effects));
@@ -64,17 +43,9 @@ impl World {
 
     /// What a member would say if it were fenced, before it is.
     fn peek(&mut self, node: NodeId, process: u64, other: NodeId, epoch: Epoch) {
-        let Some(machine) = self.nodes.get(&other).filter(|machine| machine.up.is_some()) else { return };
-        let mut found = machine.find();
-        found.promise = Some(machine::whole(epoch, found.life.boot));
-        // Long after its start, so that nothing is waited for.
-        let (mut member, mut effects) = (member::Member::new(found, Instant(0)), Vec::new());
-        let fence = Fence { volume: VOLUME, epoch };
-        member.step(Instant(u64::MAX), member::Input::Fence(node, fence), &mut effects);
-        for effect in effects {
-            if let member::Effect::Send { frame: Frame::Fenced(fenced), .. } = effect {
-                self.step_role(node, process, Told::Takeover(takeover::Input::Fenced(other, fenced)));
-            }
+        let machine = self.nodes.get(&other).filter(|machine| machine.up.is_some());
+        if let Some(fenced) = machine.and_then(|machine| unfenced(machine, node, epoch)) {
+            self.step_role(node, process, Told::Takeover(takeover::Input::Fenced(other, fenced)));
         }
     }
 
@@ -120,7 +91,7 @@ impl World {
                 }
                 takeover::Effect::Chosen { base, records, end, durable, mut lineage_changes } => {
                     lineage_changes &= !self.has(Bug::KeptLineage);
-                    self.own(node, process, (base, records, end), durable, lineage_changes);
+                    self.own(node, process, Chosen { base, records, end, durable }, lineage_changes);
                 }
                 takeover::Effect::Overtaken(_) => {
                     if let Some(up) = self.up(node, process) {
@@ -137,28 +108,16 @@ impl World {
         }
     }
 
-    fn own(
-        &mut self,
-        node: NodeId,
-        process: u64,
-        (base, mut records, mut end): (Point, Vec<Bytes>, Point),
-        mut durable: Jseq,
-        lineage_changes: bool,
-    ) {
-        let (lowest, early, head) =
+    fn own(&mut self, node: NodeId, process: u64, mut chosen: Chosen, lineage_changes: bool) {
+        let (is_lowest, early, head) =
             (self.has(Bug::LowestEnd), self.has(Bug::HealedBeforeOpen), self.state.volumes[&VOLUME].head.last);
         let began_ms = self.now_ms;
         let Some(up) = self.up(node, process) else { return };
         let Role::Taking { epoch, closes, members, tails, .. } = &up.role else { return };
-        if let Some(tail) = tails.iter().min().filter(|tail| lowest && **tail >= head && **tail < end.at) {
-            records.truncate((tail.0 - base.at.0) as usize);
-            let link = |record: &Bytes| {
-                let (lead, sealed) = record.split_first_chunk::<HEADER_BYTES>().expect("a record has a header");
-                chain(lead, sealed)
-            };
-            end = Point { at: *tail, chain: records.last().map_or(base.chain, link) };
-            durable = durable.min(end.at);
+        if is_lowest {
+            chosen = lowest(chosen, tails, head);
         }
+        let Chosen { base, records, end, durable } = chosen;
         let (epoch, closes, members) = (*epoch, *closes, members.clone());
         let reads = Reads::new(epoch, members.clone());
         let opening = owner::Opening { volume: VOLUME, node, epoch, members: members.clone(), base, records, durable };
@@ -252,10 +211,7 @@ impl World {
             let verdict = self.ghost.close(epoch, end, lineage_changes);
             self.judge(verdict);
             // What was lost since with a disk, or to damage, was there.
-            let holds = |node: &NodeId| {
-                let was_there = |machine: &Machine| machine.damaged_ms.is_some_and(|at_ms| at_ms >= began_ms);
-                self.nodes.get(node).is_none_or(|machine| was_there(machine) || machine.disk.has_synced(end))
-            };
+            let holds = |node: &NodeId| self.nodes.get(node).is_none_or(|machine| machine.had_synced(end, began_ms));
             let copies = members.iter().filter(|node| holds(node)).count();
             let in_clouds = self.state.volumes[&VOLUME].head.last;
             if copies < members.len() / 2 + 1 && end.at > in_clouds {
@@ -319,22 +275,4 @@ impl World {
         self.perform_owner(node, process, effects);
         self.later(wait_ms, Event::Write { node, process });
     }
-}
-
-/// A record as journals hold it, and the point at which it stands.
-fn record(epoch: Epoch, lineage: Lineage, before: Point, durable: Jseq, salt: u64) -> (Bytes, Point) {
-    let header = RecordHeader {
-        kind: RecordKind::Unmap,
-        key_epoch: KeyEpoch(1),
-        jseq: before.at.next(),
-        epoch,
-        lineage,
-        start: BlockIndex(0),
-        count: BlockCount(1),
-        durable,
-        prev: before.chain,
-    };
-    let (lead, body) = (header.encode(), salt.to_le_bytes().repeat(5));
-    let end = Point { at: header.jseq, chain: chain(&lead, &body) };
-    ([&lead[..], &body].concat().into(), end)
 }

@@ -18,8 +18,8 @@ use crate::ensemble::{
 };
 
 /// An owner's reads.
-#[derive(Debug)]
-pub(in crate::ensemble) struct Reads {
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Reads {
     asker: Confirming,
     /// Reads that wait for the next round, and those that the round under way is for: whether each had missed something.
     waiting: Vec<bool>,
@@ -30,7 +30,7 @@ pub(in crate::ensemble) struct Reads {
 }
 
 impl Reads {
-    pub(super) fn new(epoch: Epoch, members: Vec<NodeId>) -> Self {
+    pub(crate) fn new(epoch: Epoch, members: Vec<NodeId>) -> Self {
         let asker = Confirming::new(VOLUME, epoch, members);
         Self { asker, waiting: Vec::new(), asked: Vec::new(), began: Instant::default(), took: Duration::ZERO }
     }

@@ -8,7 +8,7 @@ use velum_protocol::{format::metadata::Command, id::NodeId, peer::ensemble::Cond
 use super::{Event, World};
 use crate::{
     ensemble::{
-        bugs::Bug,
+        bugs::{Bug, found},
         machine::{Machine, Role, VOLUME},
     },
     rng::Rng,
@@ -210,11 +210,7 @@ impl World {
         self.down(node, for_ms, "damaged journals", if is_hidden { Machine::rot_at_end } else { Machine::rot });
         let Some(machine) = self.nodes.get_mut(&node) else { return };
         machine.damaged_ms = (machine.disk.reads == Condition::Damaged).then_some(now_ms);
-        machine.disk.reads = match bug {
-            Some(Bug::CutAtDamage) => Condition::Whole,
-            Some(Bug::DamagedAsAmnesic) => Condition::Amnesic,
-            _ => machine.disk.reads,
-        };
+        machine.disk.reads = found(bug, machine.disk.reads);
     }
 
     pub(super) fn heal(&mut self) {
