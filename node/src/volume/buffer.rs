@@ -125,13 +125,13 @@ impl Buffer {
         self.active.unmap(start, count);
     }
 
-    /// Appends what is known of `count` blocks from `start`, in order and without gaps, and gives the newest position of
-    /// the active window that it rests on, if any.
+    /// Appends what is known of `count` blocks from `start`, in order and without gaps, and gives a position up to which all lies that
+    /// it rests on, if anything: of a window that was cut off its last one, since a window is cut off before it is at d0.
     pub fn look_up(&self, start: u64, count: u64, out: &mut Vec<Piece>) -> Option<Jseq> {
         let (mut next, end) = (start, start + count);
         let mut newest = None;
         for (first, held) in self.active.overlapping(start, end) {
-            self.look_below(self.cut.len(), next, first.max(next), out);
+            newest = newest.max(self.look_below(self.cut.len(), next, first.max(next), out));
             let until = (first + held.count()).min(end);
             out.push(match &held.what {
                 What::Data(contents) => Piece::Data(contents.clone()),
@@ -140,28 +140,27 @@ impl Buffer {
             newest = newest.max(Some(held.jseq));
             next = until;
         }
-        self.look_below(self.cut.len(), next, end, out);
-        newest
+        newest.max(self.look_below(self.cut.len(), next, end, out))
     }
 
     /// Looks in the `layers` oldest windows.
-    fn look_below(&self, layers: usize, start: u64, end: u64, out: &mut Vec<Piece>) {
+    fn look_below(&self, layers: usize, start: u64, end: u64, out: &mut Vec<Piece>) -> Option<Jseq> {
         if start >= end {
-            return;
+            return None;
         }
         let Some((below, cut)) = layers.checked_sub(1).and_then(|below| Some((below, self.cut.get(below)?))) else {
             out.push(Piece::Ask { start, count: end - start });
-            return;
+            return None;
         };
         let changes = &cut.window.changes;
         let at = changes.partition_point(|change| change.end() <= start);
-        let mut next = start;
+        let (mut next, mut newest) = (start, None);
         for change in changes.get(at..).unwrap_or_default() {
             let first = change.start();
             if first >= end {
                 break;
             }
-            self.look_below(below, next, first, out);
+            newest = newest.max(self.look_below(below, next, first, out)).max(Some(cut.window.last));
             let until = change.end().min(end);
             out.push(match change {
                 Change::Data { contents, .. } => Piece::Data(contents.clone()),
@@ -169,7 +168,7 @@ impl Buffer {
             });
             next = until;
         }
-        self.look_below(below, next, end, out);
+        newest.max(self.look_below(below, next, end, out))
     }
 
     /// Cuts the active window off; `chain` is the journal's chain at its last position. False when it holds no record.

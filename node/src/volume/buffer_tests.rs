@@ -43,8 +43,10 @@ fn the_newest_layer_wins_and_the_map_is_asked_for_the_rest() {
     buffer.begin(Jseq(2), Instant(6));
     buffer.write(4, contents(2));
     assert_eq!(look_up(&buffer, 1, 6).0, [None, Some(1), None, Some(2), Some(0), None]);
-    assert_eq!(look_up(&buffer, 0, 4).1, None, "rests on nothing of the active window");
+    assert_eq!(look_up(&buffer, 0, 2).1, None, "rests on nothing here");
+    assert_eq!(look_up(&buffer, 0, 4).1, Some(Jseq(1)), "on a window that was cut off");
     assert_eq!(look_up(&buffer, 0, 5).1, Some(Jseq(2)));
+    assert_eq!(look_up(&buffer, 5, 9).1, Some(Jseq(1)));
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub(super) struct Gathered {
     /// Pieces in order; a missing block has an empty one.
     pub(super) pieces: Vec<Bytes>,
     missing: Vec<Missing>,
-    /// The newest position of the active window that the pieces rest on.
+    /// Up to here lies all that the pieces rest on, of what the buffer holds.
     pub(super) newest: Option<Jseq>,
 }
 

@@ -112,7 +112,7 @@ impl VolumeMachine {
         self.journaled.acks.push_back(Ack { jseq, what: Acked::Write { origin, fua } });
     }
 
-    /// A read is answered, now or when what it saw of the active window is at d0.
+    /// A read is answered, now or when what it saw of the buffer is at d0.
     pub(super) fn ack_read(
         &mut self,
         newest: Option<Jseq>,

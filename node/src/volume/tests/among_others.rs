@@ -49,6 +49,21 @@ fn a_window_is_cut_at_once_and_handed_out_at_d0() {
     assert_eq!(world.machine.freeze().unwrap().last.0, 2);
 }
 
+/// Windows are cut off before they are at d0. A read of one was answered at once: what a guest had seen was gone when another node, which
+/// had not got it, took over.
+#[test]
+fn a_read_of_a_window_that_was_cut_off_waits_until_that_is_at_d0() {
+    let mut world = world();
+    world.ask(1, 1, write(0, BLOCK, 1));
+    assert!(world.machine.freeze().is_none());
+    world.ask(1, 2, read(0, BLOCK));
+    assert_eq!(world.pending.len(), 1, "no look begins before the write is at d0");
+    world.complete(0, true, true);
+    assert_eq!(answers(&world), [1]);
+    world.complete(0, true, true);
+    assert_eq!(answers(&world), [1, 2]);
+}
+
 #[test]
 fn an_abandoned_volume_answers_nothing_and_lets_go_of_what_it_held() {
     let mut world = world();
