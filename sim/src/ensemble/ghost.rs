@@ -140,7 +140,7 @@ impl Ghost {
     }
 
     /// Whether anything was acked in an epoch after this one: what its owner holds may miss it.
-    pub(super) fn is_superseded(&self, epoch: Epoch) -> bool {
+    pub(crate) fn is_superseded(&self, epoch: Epoch) -> bool {
         self.acked_by.keys().next_back().is_some_and(|last| *last > epoch)
     }
 

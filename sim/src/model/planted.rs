@@ -16,7 +16,7 @@ pub enum Bug {
 }
 
 /// The bugs of the journal that small scopes show, and the scope in which each is looked for.
-const OF_JOURNAL: [(ensemble::Bug, &str); 14] = [
+const OF_JOURNAL: [(ensemble::Bug, &str); 17] = [
     (ensemble::Bug::AckAtOne, "writes"),
     (ensemble::Bug::SyncAtOwner, "absent"),
     (ensemble::Bug::UnstoredPromise, "race"),
@@ -27,6 +27,9 @@ const OF_JOURNAL: [(ensemble::Bug, &str); 14] = [
     (ensemble::Bug::CountedAmnesic, "absent"),
     (ensemble::Bug::KeptLineage, "absent"),
     (ensemble::Bug::OwnCopyTwice, "writes"),
+    (ensemble::Bug::LeaseFromReply, "lease"),
+    (ensemble::Bug::NoLeaseWait, "lease"),
+    (ensemble::Bug::ReadAfterLease, "lease"),
     (ensemble::Bug::StaleAppend, "flush"),
     (ensemble::Bug::CutAtDamage, "damage"),
     (ensemble::Bug::DamagedAsAmnesic, "damage"),

@@ -36,7 +36,7 @@ impl Reads {
     }
 
     /// What is left of the lease, as the owner counts; one with a bug looks at it as if it were earlier.
-    fn left(&self, now: Instant, bug: Option<Bug>) -> Duration {
+    pub(crate) fn left(&self, now: Instant, bug: Option<Bug>) -> Duration {
         let seen = match bug {
             Some(Bug::LeaseFromReply) => {
                 Instant(now.0.saturating_sub(u64::try_from(self.took.as_micros()).unwrap_or(0)))
@@ -45,6 +45,18 @@ impl Reads {
             _ => now,
         };
         self.asker.lease_left(seen)
+    }
+
+    /// The asker's step, of which is remembered what a bug goes by.
+    pub(crate) fn step(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
+        self.asker.step(now, input, effects);
+        for effect in effects {
+            match effect {
+                Effect::Began => self.began = now,
+                Effect::Confirmed => self.took = now.since(self.began),
+                Effect::Send { .. } | Effect::Deposed(_) => {}
+            }
+        }
     }
 }
 
@@ -88,18 +100,14 @@ impl World {
         let now = self.now_of(node);
         let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
         let mut effects = Vec::new();
-        owning.reads.asker.step(now, input, &mut effects);
+        owning.reads.step(now, input, &mut effects);
         for effect in effects {
             let Some(Up { role: Role::Owning(owning), .. }) = self.up(node, process) else { return };
             let (epoch, reads) = (owning.epoch, &mut owning.reads);
             match effect {
                 Effect::Send { to, frame } => self.send(node, to, frame),
-                Effect::Began => {
-                    reads.began = now;
-                    reads.asked.append(&mut reads.waiting);
-                }
+                Effect::Began => reads.asked.append(&mut reads.waiting),
                 Effect::Confirmed => {
-                    reads.took = now.since(reads.began);
                     for is_late in std::mem::take(&mut reads.asked) {
                         self.answer(node, epoch, is_late, "reads by question");
                     }

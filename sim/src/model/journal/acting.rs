@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use velum_node::{
-    ensemble::{member, owner, takeover},
+    ensemble::{confirm, member, owner, takeover},
     metadata::{Answer, Rejection},
 };
 use velum_protocol::{
@@ -66,6 +66,7 @@ impl Journal {
             ghost: Shared::new(Ghost::new()),
             flying: Vec::new(),
             left: Left::NOTHING,
+            halves: 0,
         };
         // Without anything that is counted there is little that can happen, and it comes to rest.
         let calm = Self { scope: Scope { grants: &[], at_most: Left::NOTHING, ..self.scope }, bug: None };
@@ -78,7 +79,7 @@ impl Journal {
         }
         acting.grant_to(0);
         let mut world = calm.rest(acting.world, None);
-        let Before { writes, is_synced, absent } = self.scope.before;
+        let Before { writes, is_synced, absent, is_leased } = self.scope.before;
         let asked = (0..ASKED).map(|_| (Step::Tick(0), None));
         let written = (0..writes).map(|_| (Step::Write(0), absent));
         let synced = is_synced.then_some((Step::Barrier(0), absent));
@@ -86,6 +87,16 @@ impl Journal {
             world.left = Left { ticks: 1, writes: 1, barriers: 1, ..Left::NOTHING };
             world = calm.after(&world, step);
             world.left = Left::NOTHING;
+            world = calm.rest(world, absent);
+        }
+        if is_leased {
+            world.left = Left { reads: 1, passes: 1, ..Left::NOTHING };
+            world = calm.after(&world, Step::Read(0));
+            let is_question = |flying: &std::rc::Rc<Flying>| matches!(flying.letter, Letter::Frame(Frame::Confirm(_)));
+            while let Some(index) = world.flying.iter().position(is_question) {
+                world = calm.after(&world, Step::Deliver(index));
+            }
+            world = calm.after(&world, Step::Pass);
             world = calm.rest(world, absent);
         }
         world.left = self.scope.at_most;
@@ -146,6 +157,14 @@ impl Acting<'_> {
                 self.world.left.waits -= 1;
                 self.wait(number(node));
             }
+            Step::Read(node) => {
+                self.world.left.reads -= 1;
+                self.read(number(node));
+            }
+            Step::Pass => {
+                self.world.left.passes -= 1;
+                self.pass();
+            }
             Step::Kill { node, stored } => {
                 self.world.left.kills -= 1;
                 self.kill(node, stored);
@@ -184,6 +203,9 @@ impl Acting<'_> {
                 self.step_takeover(to, takeover::Input::Fenced(from, *fenced));
             }
             Letter::Frame(Frame::Tail(tail)) => self.step_takeover(to, takeover::Input::Tail(from, tail.clone())),
+            Letter::Frame(Frame::Confirm(confirm)) => self.step_member(to, member::Input::Confirm(from, *confirm)),
+            Letter::Frame(Frame::Confirmed(said)) => self.step_asker(to, confirm::Input::Confirmed(from, *said)),
+            Letter::Frame(Frame::Release(release)) => self.step_member(to, member::Input::Release(from, *release)),
             Letter::Frame(_) => unreachable!("these machines say nothing else"),
         }
     }

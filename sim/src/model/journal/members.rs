@@ -1,7 +1,10 @@
 //! Members: what they keep, sync, store and say; and what crashes leave of it.
 
 use velum_node::{
-    ensemble::member::{self, Noted},
+    ensemble::{
+        lease,
+        member::{self, Noted},
+    },
     env::Instant,
 };
 use velum_protocol::{
@@ -23,13 +26,10 @@ use crate::ensemble::{
     machine::Op,
 };
 
-/// No time passes, and whatever a start has to wait for it has waited for long ago.
-const NOW: Instant = Instant(1 << 40);
-
 impl Acting<'_> {
     pub(super) fn append(&mut self, from: NodeId, to: NodeId, append: Append) {
         let node = self.node(to);
-        let bent = self.bug.and_then(|bug| bug.bent(&node.machine, &append, NOW));
+        let bent = self.bug.and_then(|bug| bug.bent(&node.machine, &append, self.now()));
         if let (Some(member), Some(up)) = (bent, &mut self.node_mut(to).machine.up) {
             up.member = member;
         }
@@ -37,9 +37,13 @@ impl Acting<'_> {
     }
 
     pub(super) fn step_member(&mut self, node: NodeId, input: member::Input) {
+        self.step_member_at(node, self.now(), input);
+    }
+
+    fn step_member_at(&mut self, node: NodeId, now: Instant, input: member::Input) {
         let Some(up) = &mut self.node_mut(node).machine.up else { return };
         let mut effects = Vec::new();
-        up.member.step(NOW, input, &mut effects);
+        up.member.step(now, input, &mut effects);
         effects.into_iter().for_each(|effect| self.perform_member(node, effect));
     }
 
@@ -57,8 +61,13 @@ impl Acting<'_> {
                 disk.log.push(Op::Trim(epoch, through));
                 self.reach_if(true, "records are trimmed");
             }
-            // Nothing of the damage is left in these journals, and nobody grants leases.
-            member::Effect::MadeUp | member::Effect::WakeAfter(_) => {}
+            // Nothing of the damage is left in these journals.
+            member::Effect::MadeUp => {}
+            member::Effect::WakeAfter(_) if bug == Some(Bug::NoLeaseWait) => {
+                self.step_member_at(node, self.now() + lease::TTL, member::Input::Wake);
+            }
+            // It is woken whenever time passes.
+            member::Effect::WakeAfter(_) => self.reach_if(true, "a fence waits for a lease"),
             member::Effect::Sync => {
                 let through = disk.log.len();
                 self.node_mut(node).syncing = Some(through);

@@ -1,10 +1,10 @@
 //! The journal of one volume on three nodes: owners, members and takeovers around the shipped metadata.
 //!
 //! Left out is what does not bear on safety: time passes only where a scope lets somebody wait, a crash and the start after it
-//! are one step, and a frame that is never delivered is one that was lost. Leases, once there are any, belong beside
-//! [`Step::Tick`]: each is a promise of a member's not to answer a fence before a step that says that it has run out.
+//! are one step, and a frame that is never delivered is one that was lost. All nodes have one clock.
 
 mod acting;
+mod leases;
 mod members;
 mod owners;
 mod scope;
@@ -46,6 +46,10 @@ pub enum Step {
     Tick(usize),
     /// Time passes at a node that takes over until it does not wait for whole copies any more.
     Wait(usize),
+    /// A guest of the owner reads: by a lease, or it is asked whether the node is the owner still.
+    Read(usize),
+    /// Half the time for which leases are granted passes everywhere.
+    Pass,
     /// A process ends, and so many of the promises that were being stored are durable; another one starts.
     Kill {
         /// Where.

@@ -29,11 +29,13 @@ pub struct Before {
     pub is_synced: bool,
     /// The node, by place, to which nothing of it has come.
     pub absent: Option<usize>,
+    /// Then it has asked for leases, and half of their time has passed before the answers came.
+    pub is_leased: bool,
 }
 
 impl Before {
     /// Nothing at all.
-    pub const NOTHING: Self = Self { writes: 0, is_synced: false, absent: None };
+    pub const NOTHING: Self = Self { writes: 0, is_synced: false, absent: None, is_leased: false };
 }
 
 /// Bounds of what may happen after an owner was opened on the first node.
@@ -80,6 +82,10 @@ pub struct Left {
     pub ticks: u8,
     /// The same of takeovers.
     pub waits: u8,
+    /// Reads of guests.
+    pub reads: u8,
+    /// Times at which half of the time for which leases are granted passes.
+    pub passes: u8,
 }
 
 impl Left {
@@ -96,11 +102,13 @@ impl Left {
         repeats: 0,
         ticks: 0,
         waits: 0,
+        reads: 0,
+        passes: 0,
     };
 }
 
 /// The scopes that are explored, smallest first. Only the last three are larger than a machine of a few GiB can explore to the end.
-pub const SCOPES: [Scope; 12] = [
+pub const SCOPES: [Scope; 13] = [
     Scope {
         name: "race",
         what: "two take over, one after the other or at once",
@@ -165,10 +173,19 @@ pub const SCOPES: [Scope; 12] = [
         reaches: &["a takeover finds a tail", "a barrier is acked", "a later owner acks a write"],
     },
     Scope {
+        name: "lease",
+        what: "a guest reads by leases that end, while another one takes over and writes",
+        order: Order::Lanes,
+        before: Before { is_leased: true, ..Before::NOTHING },
+        grants: &[1],
+        at_most: Left { writes: 1, reads: 1, passes: 1, ..Left::NOTHING },
+        reaches: &["a read is answered by a lease", "a fence waits for a lease", "a later owner acks a write"],
+    },
+    Scope {
         name: "absent",
         what: "one member lacks what was acked, a barrier is asked for, and a machine loses power",
         order: Order::Lanes,
-        before: Before { writes: 1, is_synced: false, absent: Some(2) },
+        before: Before { writes: 1, absent: Some(2), ..Before::NOTHING },
         grants: &[1],
         at_most: Left { barriers: 1, power_losses: 1, waits: 1, ..Left::NOTHING },
         reaches: &["a barrier is acked", "an amnesic copy answers a fence", "the lineage changes"],
@@ -177,7 +194,7 @@ pub const SCOPES: [Scope; 12] = [
         name: "damage",
         what: "one member lacks what is synced, and a journal is damaged",
         order: Order::Lanes,
-        before: Before { writes: 1, is_synced: true, absent: Some(2) },
+        before: Before { writes: 1, is_synced: true, absent: Some(2), ..Before::NOTHING },
         grants: &[1],
         at_most: Left { damages: 1, ticks: 1, waits: 1, ..Left::NOTHING },
         reaches: &["a takeover finds a tail", "a damaged copy answers a fence", "a damaged copy is filled"],
@@ -232,6 +249,7 @@ impl Scope {
         for place in 0..NODES {
             self.steps_of(world, place, &mut steps);
         }
+        steps.extend((left.passes > 0).then_some(Step::Pass));
         steps.extend((usize::from(left.granted) < self.grants.len()).then_some(Step::Grant));
         let (volume, ensemble) = (&world.raft.state.volumes[&VOLUME], &world.raft.state.ensembles[&VOLUME]);
         let lags = volume.durable_seq(1) < volume.head.seq;
@@ -252,6 +270,7 @@ impl Scope {
                 steps.extend((owning.is_open && left.writes > 0).then_some(Step::Write(node)));
                 steps.extend((owning.is_open && left.barriers > 0).then_some(Step::Barrier(node)));
                 steps.extend((can_flush && left.flushes > 0).then_some(Step::Flush(node)));
+                steps.extend((owning.is_open && left.reads > 0).then_some(Step::Read(node)));
                 steps.extend((left.ticks > 0).then_some(Step::Tick(node)));
             }
             Some(Role::Taking { .. }) => steps.extend((left.waits > 0).then_some(Step::Wait(node))),
@@ -300,6 +319,8 @@ impl World {
                 }
                 Letter::Frame(Frame::ReadTail(read)) => role(from).takes(read.epoch),
                 Letter::Frame(Frame::Tail(tail)) => role(to).takes(tail.epoch),
+                Letter::Frame(Frame::Confirm(confirm)) => owns(from, confirm.epoch),
+                Letter::Frame(Frame::Confirmed(_)) => matches!(role(to), Role::Owning(_)),
                 Letter::Frame(_) | Letter::Proposal(_) => true,
             }
         };

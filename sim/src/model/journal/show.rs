@@ -32,6 +32,8 @@ pub(super) fn step(world: &World, step: Step) -> String {
         Step::Grant => format!("raft grants epoch {}", world.raft.state.volumes[&VOLUME].epoch.next()),
         Step::Tick(node) => format!("the owner on {} gets impatient", at(node)),
         Step::Wait(node) => format!("the takeover on {} stops waiting for whole copies", at(node)),
+        Step::Read(node) => format!("a guest reads at {}", at(node)),
+        Step::Pass => "half the time of a lease passes".to_owned(),
         Step::Kill { node, stored } => format!("{} is killed and starts{}", at(node), promises(stored)),
         Step::LosePower { node, stored, keeps } => {
             let kept = if keeps { "keeps" } else { "loses" };
@@ -110,6 +112,12 @@ fn words(frame: &Frame) -> String {
         ),
         Frame::ReadTail(read) => format!("read behind {} up to {} in epoch {}", read.after, read.through, read.epoch),
         Frame::Tail(tail) => format!("{} records behind {}", tail.records.len(), tail.prev.at),
+        Frame::Confirm(asked) => format!("is epoch {} the last, question {}", asked.epoch, asked.ticket),
+        Frame::Confirmed(said) => {
+            let lease = if said.is_leased { ", and a lease is granted" } else { "" };
+            format!("promised {}, to question {}{lease}", said.promise, said.ticket)
+        }
+        Frame::Release(said) => format!("leases of epoch {} are released", said.epoch),
         other => format!("{other:?}"),
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct World {
     /// What is on its way: each message once, in the order of their prints; or lane by lane, oldest first.
     pub(super) flying: Vec<Rc<Flying>>,
     pub(super) left: Left,
+    /// How often half the time of a lease has passed.
+    pub(super) halves: u32,
 }
 
 /// A machine with its process.
@@ -120,7 +122,7 @@ impl World {
         printer.word(self.raft.print());
         printer.word(self.ghost.print());
         self.flying.iter().for_each(|flying| printer.word(flying.print));
-        printer.word(print_of(&self.left));
+        printer.word(print_of(&(&self.left, self.halves)));
         printer.print()
     }
 
