@@ -136,8 +136,9 @@ fn nodes(missing: &[NodeId]) -> String {
     names.join(" and ")
 }
 
-/// Ticks to wait for a whole copy before the lineage changes for want of one.
-const GRACE_TICKS: u32 = 30;
+/// Ticks to wait for a whole copy before the lineage changes for want of one. Long enough for a node that is cut off or starts
+/// again to come back: with one machine's loss of power alone no acked write is lost.
+const GRACE_TICKS: u32 = 300;
 
 /// Ticks between two words about why it waits.
 const WORD_TICKS: u32 = 10;

@@ -32,7 +32,7 @@ use super::{
 use crate::{phases::Crossings, rng::Rng, runtime::Run, trace::Trace};
 
 /// Time for everything to come right once nothing more goes wrong.
-const SETTLE_MS: u64 = 30_000;
+const SETTLE_MS: u64 = 90_000;
 
 /// Something that happens.
 #[derive(Debug)]

@@ -46,6 +46,9 @@ const KINDS: [(u32, Trouble); 11] = [
     (20, Trouble::Grant),
 ];
 
+/// A takeover that has not come to its end by then, although it waits for nobody any more, is begun anew.
+const LATE_MS: u64 = 40_000;
+
 /// The kinds of a world. In a quarter of them journals are damaged, besides everything else; where damage is looked for alone,
 /// nothing else is lost. Where answers are to come late, nothing else happens.
 pub(super) fn draw(rng: &Rng, is_damaged: bool, is_late: bool) -> Vec<(u32, Trouble)> {
@@ -74,7 +77,7 @@ impl World {
             up.is_some_and(|up| matches!(up.role, Role::None))
         });
         let since_ms = self.now_ms - self.granted_ms;
-        let is_late = self.ghost.open() < epoch && since_ms > 6_000;
+        let is_late = self.ghost.open() < epoch && since_ms > LATE_MS;
         if owner.is_none() || ((is_gone || is_idle) && since_ms > 1_000) || is_late {
             self.grant();
         }

@@ -35,7 +35,7 @@ use crate::{
 const TICKS_UNTIL_WORDS: usize = 11;
 
 /// Ticks within which a takeover has stopped waiting for whole copies.
-const TICKS_UNTIL_CHANGE: usize = 31;
+const TICKS_UNTIL_CHANGE: usize = 301;
 
 impl Acting<'_> {
     pub(super) fn grant(&mut self) {
