@@ -265,8 +265,10 @@ impl World {
             Event::Cursor { seq, epoch } => self.advance(seq, epoch),
             Event::Trimmed { node, process, through } => self.step_role(node, process, Told::Trimmed(through)),
             Event::Tick { node, process } => {
-                if self.up(node, process).is_some() {
-                    self.step_role(node, process, Told::Tick);
+                if let Some(is_taking) = self.up(node, process).map(|up| matches!(up.role, Role::Taking { .. })) {
+                    // Where damage is looked for a takeover that waits for whole copies is soon at the end of its patience.
+                    let is_hasty = self.recipe.is_damaged && is_taking;
+                    (0..if is_hasty { 10 } else { 1 }).for_each(|_| self.step_role(node, process, Told::Tick));
                     self.step_asker(node, process, confirm::Input::Tick);
                     self.later(100, Event::Tick { node, process });
                 }
