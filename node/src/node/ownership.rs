@@ -54,7 +54,10 @@ const REPAIR_AFTER: Duration = Duration::from_secs(3);
 const REPLACE_AFTER: Duration = Duration::from_secs(60);
 
 /// How long a planned change waits for what is under way.
-const IDLE_WAIT: Duration = Duration::from_secs(5);
+pub(super) const IDLE_WAIT: Duration = Duration::from_secs(5);
+
+/// How often that time is doubled for an ensemble that lacks members: what waits for room that clouds are to make takes its time.
+const DOUBLINGS_MAX: u32 = 4;
 
 /// Nodes that keep a volume's journal, when there are so many.
 const COPIES: usize = 3;
@@ -70,8 +73,8 @@ pub(super) struct Ownership {
     silent: RefCell<BTreeMap<NodeId, Instant>>,
     /// Nodes that there was a link to since the start.
     seen: RefCell<BTreeSet<NodeId>>,
-    /// Since when each ensemble of this node's volumes is not as it should be.
-    unfit: RefCell<BTreeMap<VolumeId, Instant>>,
+    /// Ensembles of this node's volumes that are not as they should be.
+    unfit: Rc<RefCell<BTreeMap<VolumeId, Unfit>>>,
     /// Since when the keeper sees volumes of nobody.
     orphans: RefCell<BTreeMap<VolumeId, Instant>>,
 }
@@ -81,6 +84,14 @@ pub(super) struct Ownership {
 struct Engaged {
     epoch: Epoch,
     over: Rc<Cell<bool>>,
+}
+
+/// An ensemble that lacks members.
+struct Unfit {
+    /// Since it does, or since the last try to help.
+    since: Instant,
+    tries: u32,
+    is_tried: bool,
 }
 
 /// The epochs of volumes whose journal a node has kept alone.
@@ -145,7 +156,7 @@ impl Ownership {
             owners: RefCell::default(),
             silent: RefCell::default(),
             seen: RefCell::default(),
-            unfit: RefCell::default(),
+            unfit: Rc::default(),
             orphans: RefCell::default(),
         }
     }
@@ -161,7 +172,7 @@ impl Ownership {
         *self.owners.borrow_mut() = node
             .metadata
             .with(|state| state.volumes.iter().filter_map(|(id, volume)| Some((*id, volume.owner?))).collect());
-        self.repair(node).await;
+        self.repair(node);
         if node.array.is_keeper() {
             self.keep(node).await;
         } else {
@@ -237,9 +248,9 @@ impl Ownership {
     }
 
     /// Has other nodes keep the journal too, where an ensemble of this node's lacks members that there are nodes for.
-    async fn repair(&self, node: &Rc<Assembly>) {
+    fn repair(&self, node: &Rc<Assembly>) {
         let now = node.env.clock.now();
-        let mut unfit = BTreeMap::new();
+        let mut lacking = BTreeSet::new();
         for (id, open) in node.open.all() {
             let found = node.metadata.with(|state| {
                 let ensemble = state.ensembles.get(&id)?;
@@ -251,15 +262,38 @@ impl Ownership {
             if wanted == present {
                 continue;
             }
-            let since = *self.unfit.borrow().get(&id).unwrap_or(&now);
-            if now.since(since) < REPAIR_AFTER {
-                unfit.insert(id, since);
+            lacking.insert(id);
+            let mut unfit = self.unfit.borrow_mut();
+            let unfit = unfit.entry(id).or_insert(Unfit { since: now, tries: 0, is_tried: false });
+            if unfit.is_tried || now.since(unfit.since) < REPAIR_AFTER {
                 continue;
             }
+            unfit.is_tried = true;
             tracing::info!(volume = %id, ?present, ?wanted, "the journal is to be kept by other nodes");
-            node.hand_over(id, epoch, node.node, wanted).await;
+            self.have_kept_by(node, (id, epoch), wanted, IDLE_WAIT * 2u32.pow(unfit.tries.min(DOUBLINGS_MAX)));
         }
-        *self.unfit.borrow_mut() = unfit;
+        self.unfit.borrow_mut().retain(|id, unfit| unfit.is_tried || lacking.contains(id));
+    }
+
+    /// Nothing else that is to be looked at waits for it.
+    fn have_kept_by(
+        &self,
+        node: &Rc<Assembly>,
+        (id, epoch): (VolumeId, Epoch),
+        members: Vec<NodeId>,
+        idle_wait: Duration,
+    ) {
+        let (node, unfit) = (Rc::clone(node), Rc::clone(&self.unfit));
+        actor::spawn(async move {
+            let is_granted = node.hand_over((id, epoch), node.node, members, idle_wait).await;
+            let mut unfit = unfit.borrow_mut();
+            match unfit.get_mut(&id) {
+                Some(unfit) if !is_granted => {
+                    *unfit = Unfit { since: node.env.clock.now(), tries: unfit.tries + 1, is_tried: false };
+                }
+                _ => drop(unfit.remove(&id)),
+            }
+        });
     }
 
     /// Gives volumes of nobody, and of nodes that are silent, to nodes that are there.
@@ -408,10 +442,16 @@ impl Assembly {
     }
 
     /// Has a volume of this node's go on in a new epoch, here or elsewhere, with as little notice as can be: guests' requests are
-    /// held meanwhile, and what is under way is answered before. True when raft has granted it.
-    pub(super) async fn hand_over(&self, id: VolumeId, epoch: Epoch, to: NodeId, members: Vec<NodeId>) -> bool {
+    /// held meanwhile, and what is under way is answered before, or nothing is done. True when raft has granted it.
+    pub(super) async fn hand_over(
+        &self,
+        (id, epoch): (VolumeId, Epoch),
+        to: NodeId,
+        members: Vec<NodeId>,
+        idle_wait: Duration,
+    ) -> bool {
         let Some(switch) = self.switches.as_ref().and_then(|switches| switches.get(id)) else { return false };
-        let is_idle = match select(switch.hold(), self.env.clock.sleep(IDLE_WAIT)).await {
+        let is_idle = match select(switch.hold(), self.env.clock.sleep(idle_wait)).await {
             Either::Left(_) => true,
             Either::Right(_) => false,
         };
@@ -433,7 +473,7 @@ impl Assembly {
         for (id, open) in self.open.all().into_iter().filter(|(_, open)| open.owning.is_some()) {
             let Some(heir) = ownership.heir(self, id, false) else { continue };
             let members = ownership.members(self, heir, id);
-            if self.hand_over(id, open.owner.epoch, heir, members).await {
+            if self.hand_over((id, open.owner.epoch), heir, members, IDLE_WAIT).await {
                 tracing::info!(volume = %id, %heir, "the volume goes on at another node");
             }
         }

@@ -11,7 +11,7 @@ use velum_protocol::{
     id::{BLOCK_BYTES, BlockIndex, KeyEpoch, NodeId, REGION_BLOCKS, VolumeId},
 };
 
-use super::{Assembly, exports::OpenVolume, resync::ResyncError, views};
+use super::{Assembly, exports::OpenVolume, ownership::IDLE_WAIT, resync::ResyncError, views};
 use crate::{
     cloud::CloudError,
     config::Size,
@@ -213,7 +213,7 @@ impl Assembly {
         let after = self.metadata.with(|state| state.volumes.get(&volume).map(|volume| volume.epoch));
         let after = after.ok_or_else(|| Problem::no_volume(name))?;
         let members = ownership.members(self, to, volume);
-        if !self.hand_over(volume, after, to, members).await {
+        if !self.hand_over((volume, after), to, members, IDLE_WAIT).await {
             let detail =
                 format!("volume `{name}` was not given to node {to}: its requests do not end, or raft does not agree");
             return Err(Problem::new(ProblemKind::Unavailable, detail, "`velum cluster status` says what is wrong"));
