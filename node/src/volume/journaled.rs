@@ -131,8 +131,8 @@ impl VolumeMachine {
         }
     }
 
-    /// Answers a read: at once where nobody else can own the volume, else when it is known that nobody does.
-    fn answer_confirmed(&mut self, reply: Reply, effects: &mut Vec<Effect>) {
+    /// Answers what is true of its owner only: at once where nobody else can own the volume, else when it is known that nobody does.
+    pub(super) fn answer_confirmed(&mut self, reply: Reply, effects: &mut Vec<Effect>) {
         if self.settings.confirm_reads {
             self.journaled.unconfirmed.push(reply);
         } else {

@@ -10,7 +10,7 @@ use velum_protocol::{
 use super::{
     blocks::Blocks,
     machine::{Effect, Session, VolumeMachine},
-    messages::{Origin, Outcome, Refusal},
+    messages::{Origin, Outcome, Refusal, Reply},
 };
 use crate::{
     audit::ByteRange,
@@ -28,7 +28,7 @@ impl VolumeMachine {
     ) -> Option<Blocks> {
         let end = bytes.offset.checked_add(bytes.length).filter(|end| *end <= self.size_bytes());
         if end.is_none() {
-            self.refuse(origin, Refusal::OutOfRange, effects);
+            self.deny(origin, Refusal::OutOfRange, effects);
             return None;
         }
         if bytes.length == 0 {
@@ -37,11 +37,17 @@ impl VolumeMachine {
         }
         let blocks = Blocks::of(bytes);
         if !self.judge(origin.session, blocks, bytes, right, effects) {
-            self.refuse(origin, Refusal::NotAllowed, effects);
+            self.deny(origin, Refusal::NotAllowed, effects);
             return None;
         }
         self.passed += 1;
         Some(blocks)
+    }
+
+    /// Says no for a reason that another owner may not have any more: as a read, it is answered when it is known that nobody owns the
+    /// volume after this node.
+    pub(super) fn deny(&mut self, origin: Origin, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.answer_confirmed(Reply { origin, outcome: Outcome::Refused(refusal) }, effects);
     }
 
     /// Asks gate 2; a refusal leaves its one audit record here.

@@ -568,7 +568,7 @@ impl VolumeMachine {
             if !self.judge(session, blocks, bytes, Right::Write, effects)
                 && let Some(origin) = self.forget_write(ticket)
             {
-                self.refuse(origin, Refusal::NotAllowed, effects);
+                self.deny(origin, Refusal::NotAllowed, effects);
                 refused = true;
             }
         }

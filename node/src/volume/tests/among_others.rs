@@ -31,6 +31,23 @@ fn a_read_is_answered_after_a_look_that_began_when_it_was_done() {
     assert!(world.pending.is_empty());
 }
 
+/// A stale owner denied what the volume's owner, elsewhere, allowed by then.
+#[test]
+fn a_denial_is_answered_as_a_read_is() {
+    let mut world = world();
+    world.step(Input::SetAcl { entries: Vec::new(), version: 2 });
+    world.ask(1, 1, write(0, BLOCK, 1));
+    world.ask(1, 2, read(1 << 40, BLOCK));
+    assert!(answers(&world).is_empty());
+    world.complete(0, true, true);
+    world.complete(0, true, true);
+    assert_eq!(answers(&world), [1, 2]);
+    world.ask(1, 3, write(0, BLOCK, 1));
+    world.step(Input::Abandon);
+    world.complete_all();
+    assert_eq!(answers(&world), [1, 2], "whoever owns it now knows");
+}
+
 /// With acks that come from other nodes the last record is nearly never at d0: windows are cut all the same, and handed out when
 /// they are.
 #[test]
