@@ -1,7 +1,8 @@
 //! The volumes open on this node, and which ones guests find here.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
+use futures_util::{FutureExt, future::select};
 use velum_protocol::{
     format::metadata::Right,
     id::{Handle, Pass, VolumeId},
@@ -10,7 +11,8 @@ use velum_protocol::{
 use super::{attachments, owning::Owning, switches::Switches};
 use crate::{
     array::VolumeArray,
-    env::Local,
+    consensus::Consensus,
+    env::{Clock, Local},
     metadata::{Metadata, State, acl::widest_right, state::VolumeState},
     server::gate::{Export, ExportInfo, Exports, Standing},
     volume::{
@@ -54,9 +56,14 @@ impl OpenVolumes {
     }
 }
 
+/// How long a guest waits for a node to hear what was agreed on, before it is told by what is known.
+const CATCH_UP_MAX: Duration = Duration::from_secs(1);
+
 /// What gate 1 asks.
 pub(super) struct NodeExports {
     pub(super) metadata: Metadata,
+    pub(super) consensus: Consensus,
+    pub(super) clock: Rc<dyn Clock>,
     pub(super) open: Rc<OpenVolumes>,
     /// The ways in to the volumes of all nodes, for a node among others.
     pub(super) switches: Option<Rc<Switches>>,
@@ -133,6 +140,11 @@ impl Exports for NodeExports {
 
     fn stands(&self, volume: VolumeId, pass: Option<Pass>) -> Standing {
         self.metadata.with(|state| attachments::standing(state, volume, pass))
+    }
+
+    fn catch_up(&self) -> Local<()> {
+        let (read, late) = (self.consensus.read(), self.clock.sleep(CATCH_UP_MAX));
+        async move { drop(select(read, late).await) }.boxed_local()
     }
 
     fn connect(&self, volume: VolumeId, handle: Handle) -> Local<Option<Pass>> {

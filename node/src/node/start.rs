@@ -531,8 +531,14 @@ impl Assembly {
                 "plain_exports is false: guests find a volume under the name that `velum volume attach` gives"
             );
         }
-        let (metadata, open, switches) = (self.metadata.clone(), Rc::clone(&self.open), self.switches.clone());
-        let exports = NodeExports { metadata, open, switches, plain };
+        let exports = NodeExports {
+            metadata: self.metadata.clone(),
+            consensus: self.consensus.clone(),
+            clock: Rc::clone(&self.env.clock),
+            open: Rc::clone(&self.open),
+            switches: self.switches.clone(),
+            plain,
+        };
         let gate = Rc::new(Gate::new(Rc::new(exports), Rc::clone(&self.audit)));
         self.open_to_peers(&gate);
         for listener in listeners {

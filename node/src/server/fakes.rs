@@ -68,6 +68,8 @@ impl Clock for ManualClock {
 #[derive(Default)]
 pub(crate) struct Table {
     volumes: RefCell<BTreeMap<String, Entry>>,
+    /// Agreed on, and not known here yet.
+    elsewhere: RefCell<Option<(String, Entry)>>,
 }
 
 type Entry = (VolumeId, Right, Rc<MemoryVolume>);
@@ -83,6 +85,12 @@ impl Table {
         let audit = Rc::new(Audit::new(Rc::new(ManualClock::default()), Arc::new(Metrics::new())));
         let gate = Rc::new(Gate::new(Rc::clone(&table) as Rc<dyn Exports>, Rc::clone(&audit)));
         (table, gate, audit)
+    }
+
+    /// A volume is not known here until somebody catches up.
+    pub(crate) fn hide(&self, name: &str) {
+        let entry = self.volumes.borrow_mut().remove(name).unwrap();
+        self.elsewhere.replace(Some((name.to_owned(), entry)));
     }
 
     pub(crate) fn set_right(&self, name: &str, right: Right) {
@@ -122,6 +130,13 @@ impl Exports for Table {
             Some(Pass { connection: u64::MAX, .. }) => Standing::NotYet,
             Some(_) => Standing::Over,
         }
+    }
+
+    fn catch_up(&self) -> Local<()> {
+        if let Some((name, volume)) = self.elsewhere.take() {
+            self.volumes.borrow_mut().insert(name, volume);
+        }
+        std::future::ready(()).boxed_local()
     }
 
     fn connect(&self, _volume: VolumeId, handle: Handle) -> Local<Option<Pass>> {

@@ -31,6 +31,8 @@ pub trait Exports {
     fn right(&self, volume: VolumeId, principal: &Principal) -> Right;
     /// How what a session was let in by stands at a volume of this node's.
     fn stands(&self, volume: VolumeId, pass: Option<Pass>) -> Standing;
+    /// Completes when everything that was agreed on before is known here, or after a while in which that was not to be had.
+    fn catch_up(&self) -> Local<()>;
     /// A connection begins on an attachment; none when there is no such one, or it cannot be agreed on now.
     fn connect(&self, volume: VolumeId, handle: Handle) -> Local<Option<Pass>>;
     /// A connection is over.
@@ -91,6 +93,17 @@ impl Gate {
     #[must_use]
     pub fn visible(&self, principal: &Principal) -> Vec<String> {
         self.known(principal).map(|export| export.name).collect()
+    }
+
+    /// True when there is something here under that name to decide about.
+    #[must_use]
+    pub fn knows(&self, name: &str, principal: &Principal) -> bool {
+        name.is_empty() || self.exports.find(name, principal).is_some()
+    }
+
+    /// Completes when this node knows what was agreed on before, or after a while.
+    pub fn catch_up(&self) -> Local<()> {
+        self.exports.catch_up()
     }
 
     /// Decides whether `principal` may inspect or attach the volume of that name. The empty name stands for the only volume the

@@ -115,6 +115,23 @@ impl Handshake {
         }
     }
 
+    /// The export that the next message asks for, once it is there as a whole.
+    #[must_use]
+    pub fn asked_for(&self, input: &[u8]) -> Option<String> {
+        if self.flags.is_none() || self.skip_bytes > 0 {
+            return None;
+        }
+        let header = OptionHeader::decode(input.first_chunk::<OPTION_HEADER_BYTES>()?).ok()?;
+        let length = usize::try_from(header.length.min(OPTION_BYTES_MAX)).ok()?;
+        let data = input.get(OPTION_HEADER_BYTES..OPTION_HEADER_BYTES + length)?;
+        match OptionRequest::decode(header.code, data).ok()? {
+            OptionRequest::ExportName(name) => Some(name),
+            OptionRequest::Info(choice) | OptionRequest::Go(choice) => Some(choice.name),
+            OptionRequest::ListMetaContext(contexts) | OptionRequest::SetMetaContext(contexts) => Some(contexts.name),
+            _ => None,
+        }
+    }
+
     fn try_step(&mut self, input: &mut BytesMut, visitor: Visitor<'_>, out: &mut BytesMut) -> Result<Step, Leave> {
         let skipped = self.skip_bytes.min(input.len());
         input.advance(skipped);

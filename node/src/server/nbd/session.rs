@@ -161,7 +161,16 @@ async fn haggle(
 ) -> Result<(Agreed, Option<Pass>), End> {
     let mut out = BytesMut::new();
     let mut handshake = Handshake::new(&mut out);
+    let mut is_behind = true;
     loop {
+        if is_behind
+            && let Some(name) = handshake.asked_for(input)
+            && !around.gate.knows(&name, principal)
+        {
+            // Made a moment ago, it may be known elsewhere already. Once is enough: what is made later was not there to be asked for.
+            is_behind = false;
+            caught_up(mailbox, around.gate.catch_up()).await?;
+        }
         let visitor = Visitor { gate: &around.gate, principal, stopping: mailbox.is_stopping() };
         let said_bytes = out.len();
         let step = handshake.step(input, visitor, &mut out);
@@ -206,6 +215,15 @@ async fn haggle(
                 }
             }
         }
+    }
+}
+
+/// Waits until this node knows what was agreed on before.
+async fn caught_up(mailbox: &Mailbox, catching_up: Local<()>) -> Result<(), End> {
+    let mut stopped = pin!(poll_fn(|context| mailbox.poll_stop(context)).fuse());
+    futures_util::select_biased! {
+        () = catching_up.fuse() => Ok(()),
+        () = stopped => Err(End::Stopped),
     }
 }
 

@@ -457,6 +457,17 @@ fn requests_that_came_along_with_the_choice_of_an_export_are_served() {
     });
 }
 
+/// Whoever was told a volume's new handle by one node may ask for it at another one before that has heard of it.
+#[test]
+fn what_another_node_knows_already_is_found() {
+    run(async {
+        let house = House::new();
+        house.table.hide("demo");
+        let mut guest = house.guest(1 << 16).await;
+        assert_eq!(guest.ask(&write(0, vec![1; 512])).await, Ok(Answer::Done));
+    });
+}
+
 #[test]
 fn a_guest_waits_in_the_handshake_for_a_volume_that_is_being_opened_and_not_for_ever() {
     run(async {
