@@ -1,4 +1,4 @@
-//! What operators ask about attachments and permits.
+//! What operators ask about attachments and permits, and how what they ask comes into force.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ impl Assembly {
 
     /// Has something agreed on, and in force at the volume's door. Whoever owns the volume after this node has heard of it before he opens
     /// it; who owned it before may still be at it, until this node has opened it. So it must be open here, in the epoch granted last.
-    async fn put_in_force(&self, name: &str, id: VolumeId, command: Command) -> Result<(), Problem> {
+    pub(super) async fn put_in_force(&self, name: &str, id: VolumeId, command: Command) -> Result<(), Problem> {
         self.propose(command).await?;
         let open = self.opened(id).await;
         if let Some(open) = &open {

@@ -1,4 +1,4 @@
-//! Sees to it that only sessions of attachments that stand are at this node's own volumes, and that gate 2 knows the permits.
+//! Sees to it that only sessions of attachments that stand are at this node's own volumes, and that gate 2 knows the ACL and the permits.
 //!
 //! What raft says is looked at before a session comes in, whenever the metadata changes, and before an operator is answered. So a session
 //! whose attachment was stolen is gone before its successor is in; and an owner that raft's word has not reached yet lets the successor
@@ -38,6 +38,11 @@ impl Enforcer {
     pub(super) fn enforce(&self, id: VolumeId, volume: &Volume) {
         // Read while sessions end: nothing they do changes the metadata at once.
         let state = self.metadata.state();
+        if let Some(known) = state.volumes.get(&id)
+            && known.acl_version > volume.acl_version()
+        {
+            volume.set_acl(known.acl.clone(), known.acl_version);
+        }
         volume.set_permits(permits(&state, id));
         let ended = volume.end_unless(|pass| state.admits(id, pass));
         self.metrics.attachment.ended_sessions.inc_by(u64::try_from(ended).unwrap_or(u64::MAX));

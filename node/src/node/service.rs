@@ -311,18 +311,12 @@ impl Assembly {
         Err(Problem::new(ProblemKind::Invalid, detail, format!("its last region ends at {last}")))
     }
 
-    /// In force on every gate when it is answered.
+    /// Asked of the owner: when it is answered, gate 2 judges by it.
     async fn set_acl(&self, name: &str, line: AclLine) -> Result<Response, Problem> {
         let volume = self.own(name)?;
         let entry = entry_of(&line)?;
         self.expect_inside(name, volume, &entry)?;
-        self.propose(Command::SetAcl { volume, entry }).await?;
-        let acl = self
-            .metadata
-            .with(|state| state.volumes.get(&volume).map(|volume| (volume.acl.clone(), volume.acl_version)));
-        if let (Some((entries, version)), Some(open)) = (acl, self.open.get(volume)) {
-            open.volume.set_acl(entries, version);
-        }
+        self.put_in_force(name, volume, Command::SetAcl { volume, entry }).await?;
         self.catalogue.published().await;
         self.show_acl(name)
     }

@@ -404,6 +404,12 @@ impl VolumeMachine {
         self.stats
     }
 
+    /// The version of the ACL that gate 2 judges by.
+    #[must_use]
+    pub const fn acl_version(&self) -> u64 {
+        self.gate.version()
+    }
+
     /// True once the journal failed: nothing is acked any more.
     #[must_use]
     pub const fn is_poisoned(&self) -> bool {
@@ -473,6 +479,10 @@ impl VolumeMachine {
 
     /// Judges everything that waits by the new ACL: a revocation holds for all that has no position yet.
     fn set_acl(&mut self, now: Instant, entries: &[AclEntry], version: u64, effects: &mut Vec<Effect>) {
+        // Who read the metadata first need not be heard first.
+        if version <= self.gate.version() {
+            return;
+        }
         self.gate = Gate::compile(entries, version);
         self.rejudge_reads(effects);
         self.rejudge_writes(now, effects);

@@ -226,7 +226,13 @@ impl Volume {
         Rc::new(self.clone())
     }
 
-    /// Takes a new ACL. When this returns, gate 2 judges by it, also what waits.
+    /// The version of the ACL that gate 2 judges by.
+    #[must_use]
+    pub fn acl_version(&self) -> u64 {
+        self.machine.borrow().acl_version()
+    }
+
+    /// Takes a newer ACL; one that is not newer changes nothing. When this returns, gate 2 judges by it, also what waits.
     pub fn set_acl(&self, entries: Vec<AclEntry>, version: u64) {
         self.handle.call(Input::SetAcl { entries, version });
     }
