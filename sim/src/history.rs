@@ -6,12 +6,14 @@
 //! the next era begins with. A killed process alone ends no era, for nothing may be lost with it.
 
 mod permits;
+mod rights;
 
 use std::{cell::Cell as StdCell, collections::BTreeMap, rc::Rc};
 
 use crate::guest::pattern::{BLOCK_SECTORS, Cell};
 
 pub use permits::Permits;
+pub use rights::Rights;
 
 /// A point in the order of all invocations and answers of a world.
 pub type Step = u64;
@@ -186,6 +188,8 @@ pub struct VolumeHistory {
     pub is_shared: bool,
     /// Who of them may write where.
     pub permits: Permits,
+    /// What guests may do where.
+    pub rights: Rights,
     /// The last connection of each host that was told something.
     told: BTreeMap<u64, u64>,
     steps: Rc<StepCount>,
@@ -223,6 +227,7 @@ impl VolumeHistory {
             one_connection: false,
             is_shared: false,
             permits: Permits::default(),
+            rights: Rights::default(),
             told: BTreeMap::new(),
             steps,
             next_op: first_op,

@@ -58,6 +58,7 @@ pub fn small_world() -> Options {
         owners_must_return: true,
         attached: false,
         shared: false,
+        withheld: false,
     }
 }
 

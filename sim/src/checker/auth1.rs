@@ -1,8 +1,12 @@
-//! AUTH1, AUTH3: where hosts share a volume, no write is acked without a permit for every region that it touches, nobody is kept
-//! from what he has a permit for, and what is denied changes nothing.
+//! AUTH1, AUTH3: no write is acked without the right to every region that it touches, nor, where hosts share a volume, without a
+//! permit for each; nobody is kept from what he may do; and what is denied changes nothing.
 //!
 //! That a denied write has no effect is judged by VIS1: it is no change there, so that whoever reads what it would have written has read
 //! what nobody wrote.
+
+use std::ops::Range;
+
+use velum_protocol::admin::Access;
 
 use super::{Verdict, words};
 use crate::{
@@ -13,28 +17,37 @@ use crate::{
 /// Judges all changes that were asked for.
 ///
 /// # Errors
-/// The first write that was acked without a permit, or denied with one.
+/// The first write that was acked without a right or a permit, or denied with both.
 pub fn check(volume: &VolumeHistory) -> Verdict {
-    if !volume.is_shared {
-        return Ok(());
-    }
     let asked = volume.eras.iter().flat_map(|era| &era.ops);
     asked.filter(|op| matches!(op.kind, Kind::Write | Kind::Zero)).try_for_each(|op| check_change(volume, op))
 }
 
+/// The regions that a request touches.
+pub(super) fn regions(op: &Op) -> Range<u64> {
+    let end = (op.first + op.count).next_multiple_of(BLOCK_SECTORS);
+    op.first / REGION_SECTORS..end.div_ceil(REGION_SECTORS)
+}
+
 fn check_change(volume: &VolumeHistory, op: &Op) -> Verdict {
     let export = &volume.connections[op.connection as usize].export;
-    let end = (op.first + op.count).next_multiple_of(BLOCK_SECTORS);
-    let mut regions = op.first / REGION_SECTORS..end.div_ceil(REGION_SECTORS);
     match op.answer {
         Answer::Done(step) => {
-            let lacks = |region: &u64| !volume.permits.may_hold(*region, export, (op.invoked, step));
-            let Some(region) = regions.find(lacks) else { return Ok(()) };
+            let span = (op.invoked, step);
+            if let Some(region) = regions(op).find(|region| !volume.rights.may(*region, Access::Write, span)) {
+                return Err(format!("{export} was let write in region {region} without the right: {}", words(op)));
+            }
+            let lacks = |region: &u64| volume.is_shared && !volume.permits.may_hold(*region, export, span);
+            let Some(region) = regions(op).find(lacks) else { return Ok(()) };
             Err(format!("{export} was let write in region {region} without a permit: {}", words(op)))
         }
         Answer::Denied(step) => {
-            let mut holds = regions.map(|region| volume.permits.surely_holds(region, export, (op.invoked, step)));
-            if holds.all(|holds| holds) { Err(format!("{export} had a permit: {}", words(op))) } else { Ok(()) }
+            let span = (op.invoked, step);
+            let permitted = |region| !volume.is_shared || volume.permits.surely_holds(region, export, span);
+            if regions(op).all(|region| permitted(region) && volume.rights.surely(region, Access::Write, span)) {
+                return Err(format!("{export} had the right and a permit: {}", words(op)));
+            }
+            Ok(())
         }
         Answer::None | Answer::Refused(_) => Ok(()),
     }
@@ -42,8 +55,10 @@ fn check_change(volume: &VolumeHistory, op: &Op) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use velum_protocol::admin::Access;
+
     use super::check;
-    use crate::checker::example::Story;
+    use crate::{checker::example::Story, history::Rights};
 
     /// A volume that two hosts share, of which the first one has the permit.
     fn shared() -> Story {
@@ -90,6 +105,28 @@ mod tests {
     fn a_holder_who_is_denied_is_reported() {
         let mut story = shared();
         story.denied(0, 8);
-        assert!(check(&story.volume).unwrap_err().contains("had a permit"));
+        assert!(check(&story.volume).unwrap_err().contains("had the right and a permit"));
+    }
+
+    #[test]
+    fn a_write_after_the_right_was_taken_away_is_rejected() {
+        let mut story = Story::new(64);
+        story.volume.rights = Rights::over(1);
+        story.write(0, 8);
+        story.allow(Access::Read);
+        story.denied(0, 8);
+        assert_eq!(check(&story.volume), Ok(()));
+        story.write(0, 8);
+        assert!(check(&story.volume).unwrap_err().contains("without the right"));
+    }
+
+    #[test]
+    fn whoever_has_the_right_again_is_not_denied() {
+        let mut story = Story::new(64);
+        story.volume.rights = Rights::over(1);
+        story.allow(Access::None);
+        story.allow(Access::Write);
+        story.denied(0, 8);
+        assert!(check(&story.volume).unwrap_err().contains("had the right"));
     }
 }

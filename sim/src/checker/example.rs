@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use velum_protocol::admin::Access;
+
 use crate::{
     guest::pattern::Cell,
     history::{Cut, Kind, StepCount, VolumeHistory},
@@ -116,6 +118,19 @@ impl Story {
     pub(crate) fn denied(&mut self, first: u64, count: u64) {
         let (ticket, _) = self.volume.invoke(self.connection, Kind::Write, first, count, false);
         self.volume.denied(ticket);
+    }
+
+    pub(crate) fn read_denied(&mut self, first: u64, count: u64) {
+        let (ticket, _) = self.volume.invoke(self.connection, Kind::Read, first, count, false);
+        self.volume.denied(ticket);
+    }
+
+    /// An operator says what guests may do in the first region.
+    pub(crate) fn allow(&mut self, access: Access) {
+        let asked = self.volume.step();
+        self.volume.rights.ask(0, access, asked);
+        let answered = self.volume.step();
+        self.volume.rights.answered(answered);
     }
 
     /// The volume loses power or is recovered and then holds, block by block, the named writes' data (0 for zeros).

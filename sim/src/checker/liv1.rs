@@ -20,7 +20,7 @@ pub const fn rest_ms_max(backlog: u64) -> u64 {
     REST_MS_MAX + backlog * RECORD_MS_MAX
 }
 
-/// Judges `open` requests that have had no answer for `waited_ms` since the last trouble.
+/// Judges `open` requests and connections that have had no answer for `waited_ms` since the last trouble.
 ///
 /// # Errors
 /// When they have had time enough.
@@ -28,7 +28,7 @@ pub fn check_answered(open: u64, waited_ms: u64) -> Verdict {
     if open == 0 || waited_ms <= REST_MS_MAX {
         Ok(())
     } else {
-        Err(format!("{open} requests are unanswered {waited_ms} ms after the last trouble"))
+        Err(format!("{open} requests and connections are unanswered {waited_ms} ms after the last trouble"))
     }
 }
 

@@ -4,6 +4,8 @@
 //! Each has a test in which one injected violation is rejected: a checker that cannot fail is worth nothing.
 
 pub mod auth1;
+pub mod auth2;
+pub mod auth4;
 pub mod cry1;
 pub mod cry2;
 #[cfg(test)]
@@ -42,7 +44,7 @@ type Check = fn(&VolumeHistory) -> Verdict;
 /// Judges a volume's whole history by every promise to guests; names the promises that were broken.
 #[must_use]
 pub fn judge_guests(volume: &VolumeHistory) -> Vec<String> {
-    let checks: [(&str, Check); 8] = [
+    let checks: [(&str, Check); 9] = [
         ("VIS1", vis1::check),
         ("VIS2", vis2::check),
         ("VIS3", vis3::check),
@@ -51,6 +53,7 @@ pub fn judge_guests(volume: &VolumeHistory) -> Vec<String> {
         ("VIS6", vis6::check),
         ("SEQ5", seq5::check),
         ("AUTH1", auth1::check),
+        ("AUTH4", auth4::check),
     ];
     let broken =
         |(name, check): (&str, Check)| check(volume).err().map(|why| format!("{name} volume {}: {why}", volume.name));

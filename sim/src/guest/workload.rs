@@ -77,6 +77,12 @@ impl Gate {
         self.closed.set(true);
     }
 
+    /// True while guests are held back.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
     /// Lets them work.
     pub fn open(&self) {
         self.closed.set(false);
@@ -123,9 +129,12 @@ pub struct Guest {
     pub history: RefCell<VolumeHistory>,
     /// Holds it back.
     pub gate: Gate,
+    /// An operator has taken rights to the volume away, and will give them back.
+    pub is_withheld: StdCell<bool>,
     load: Load,
     rng: Rng,
     in_flight: StdCell<u64>,
+    connecting: StdCell<u64>,
     lost_sessions: StdCell<u64>,
 }
 
@@ -173,9 +182,11 @@ impl Guest {
             attachments: RefCell::default(),
             history,
             gate: Gate::default(),
+            is_withheld: StdCell::new(false),
             load,
             rng,
             in_flight: StdCell::new(0),
+            connecting: StdCell::new(0),
             lost_sessions: StdCell::new(0),
         })
     }
@@ -189,7 +200,10 @@ impl Guest {
             self.sim.spawn(async move {
                 loop {
                     guest.gate.passed().await;
-                    if let Some((connection, export)) = guest.connect(host).await {
+                    guest.connecting.set(guest.connecting.get() + 1);
+                    let connected = guest.connect(host).await;
+                    guest.connecting.set(guest.connecting.get() - 1);
+                    if let Some((connection, export)) = connected {
                         guest.work(&connection, (host, &export)).await;
                     }
                     guest.sim.sleep_ms(guest.rng.between(5, 200)).await;
@@ -202,6 +216,13 @@ impl Guest {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight.get()
+    }
+
+    /// What is still under way once its gate is closed: requests that have no answer yet, and connections about to be made. One of
+    /// those takes the place of any other connection of its attachment.
+    #[must_use]
+    pub fn under_way(&self) -> u64 {
+        self.in_flight.get() + self.connecting.get()
     }
 
     /// Connections that ended under its work.
@@ -397,7 +418,8 @@ impl Guest {
         }
     }
 
-    /// True when a door serves the volume within `limit_ms`: its first block is read. A session that ends meanwhile is begun anew.
+    /// True when a door serves the volume within `limit_ms`: its first block is read, or may not be. A session that ends meanwhile
+    /// is begun anew.
     pub async fn is_served(&self, limit_ms: u64) -> bool {
         let first = Ask::Read { offset: 0, length: (BLOCK_SECTORS * SECTOR as u64) as u32 };
         let served = async {
@@ -405,7 +427,7 @@ impl Guest {
                 if let Some((connection, _)) = self.connect(LOOKER).await {
                     let answer = connection.ask(&first).await;
                     connection.hang_up();
-                    if matches!(answer, Ok(Answer::Data(_))) {
+                    if matches!(answer, Ok(Answer::Data(_)) | Err(NoAnswer::Refused(ErrorCode::NotPermitted))) {
                         return;
                     }
                 }
@@ -416,6 +438,9 @@ impl Guest {
     }
 
     async fn sweep_once(&self, witnessed: bool) -> Result<Vec<Cell>, String> {
+        while self.is_withheld.get() {
+            self.sim.sleep_ms(50).await;
+        }
         let (connection, export) = loop {
             match self.connect(LOOKER).await {
                 Some(connected) => break connected,
@@ -437,6 +462,10 @@ impl Guest {
                     if let Some(ticket) = ticket {
                         self.history.borrow_mut().done(ticket, cells);
                     }
+                }
+                Err(NoAnswer::Refused(ErrorCode::NotPermitted)) if self.history.borrow().rights.are_told() => {
+                    self.is_withheld.set(true);
+                    return Err(format!("sector {first} may not be read"));
                 }
                 other => return Err(format!("reading sector {first} gave {other:?}")),
             }

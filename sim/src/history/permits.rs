@@ -17,6 +17,12 @@ struct Given {
 pub struct Permits(Vec<Given>);
 
 impl Permits {
+    /// True when nobody ever asked for one.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// An operator asks for a permit, whoever has one there.
     pub fn ask(&mut self, region: u64, holder: &str, asked: Step) {
         self.0.push(Given { region, holder: holder.to_owned(), asked, answered: None });

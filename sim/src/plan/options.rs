@@ -59,6 +59,8 @@ pub struct Options {
     pub attached: bool,
     /// Hosts share each volume, and have permits to write that go from one to the other.
     pub shared: bool,
+    /// An operator takes guests' rights away now and then, and gives them back.
+    pub withheld: bool,
 }
 
 impl Options {
@@ -96,8 +98,10 @@ impl Options {
             owners_must_return: true,
             attached: false,
             shared: false,
+            withheld: false,
         }
         .attached_in(&Rng::new(rng.below(u64::MAX), "attached"))
+        .withheld_in(&Rng::new(rng.below(u64::MAX), "withheld"))
     }
 
     /// In some worlds guests are attached.
@@ -107,6 +111,12 @@ impl Options {
         if self.attached {
             self.load.connections = if self.shared { rng.between(2, 3) as u32 } else { 1 };
         }
+        self
+    }
+
+    /// In some worlds what guests may do changes.
+    fn withheld_in(mut self, rng: &Rng) -> Self {
+        self.withheld = rng.chance(200_000);
         self
     }
 

@@ -82,12 +82,14 @@ pub enum Planted {
     FirstRegionOnly,
     /// 39: what gate 2 allowed it allows for a while after it was revoked.
     StalePermit,
+    /// What an operator has taken away stays allowed for a while.
+    StaleRight,
     /// 40: a connection whose place a newer one has taken goes on.
     LivingDead,
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 27] = [
+pub const ALL: [Planted; 28] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -114,6 +116,7 @@ pub const ALL: [Planted; 27] = [
     Planted::AcceptedEmptied,
     Planted::FirstRegionOnly,
     Planted::StalePermit,
+    Planted::StaleRight,
     Planted::LivingDead,
 ];
 
@@ -178,6 +181,7 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
         Planted::LivingDead => going_elsewhere(options),
         Planted::FirstRegionOnly => over_a_bound(sharing(options)),
         Planted::StalePermit => sharing(options),
+        Planted::StaleRight => Options { withheld: true, ..options },
         _ => options,
     };
     let events = match bug {
@@ -287,7 +291,7 @@ impl Planted {
             // These are of groups, which do themselves what is wrong.
             Self::VotesAfterLoss | Self::HashOrder => env,
             // The world's operator asks for it.
-            Self::FirstRegionOnly | Self::StalePermit | Self::LivingDead => env,
+            Self::FirstRegionOnly | Self::StalePermit | Self::StaleRight | Self::LivingDead => env,
         }
     }
 }

@@ -14,14 +14,17 @@ use crate::{guest::workload::LOOKER, planted::Planted};
 /// How long an operator's request may take.
 const ADMIN_MS_MAX: u64 = 5_000;
 
+/// How long some wait who hand out permits: for as long as a node waits for a volume that it is about to open, and longer.
+const PATIENT_MS_MAX: u64 = 40_000;
+
 /// How often a guest has its volume taken from itself, in a million.
 const STEAL_PPM: u32 = 50_000;
 
 /// Between two permits, in milliseconds.
 const HANDED_MS: (u64, u64) = (50, 1_200);
 
-/// With that bug what an operator revokes stays allowed for so long.
-const HELD_BACK_MS: u64 = 1_500;
+/// With bugs of that kind what an operator revokes stays allowed for so long.
+pub(super) const HELD_BACK_MS: u64 = 1_500;
 
 impl World {
     /// Has guests find their volumes by attachments.
@@ -66,9 +69,13 @@ impl World {
         if stands && !is_taken {
             return known;
         }
-        if let Some(handle) = known.filter(|_| stands && self.options.shared) {
+        if let Some(handle) = known.filter(|_| self.options.shared) {
+            // It may stand after all, where more is known. There are only so many.
             let detach = Request::Detach { name: name.clone(), detach: Detach { handle } };
-            self.owner(guest).admin(detach, ADMIN_MS_MAX).await?.ok()?;
+            let detached = self.owner(guest).admin(detach, ADMIN_MS_MAX).await?;
+            if stands {
+                detached.ok()?;
+            }
         }
         // With the bug a connection that a newer one takes the place of goes on.
         let connections = if self.planted == Some(Planted::LivingDead) { 16 } else { 1 };
@@ -107,7 +114,8 @@ impl World {
         let permit = SetPermit { range, holder: Some(holder), steal: true };
         let request = Request::SetPermit { name: guest.export.clone(), permit };
         let asked = UnderWay::new(&self.asked);
-        let answer = self.owner(guest).admin(request, ADMIN_MS_MAX).await;
+        let limit_ms = *self.rng.pick(&[ADMIN_MS_MAX, ADMIN_MS_MAX, PATIENT_MS_MAX]);
+        let answer = self.owner(guest).admin(request, limit_ms).await;
         drop(asked);
         let mut history = guest.history.borrow_mut();
         match answer {

@@ -3,21 +3,24 @@
 mod agreement;
 mod attach;
 mod cluster;
+mod departures;
 mod director;
 mod fall;
 pub mod host;
 mod phase;
 mod place;
 pub mod program;
+mod rights;
 mod settle;
 pub mod watch;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
 };
 
+use velum_node::keyring::ObjectId;
 use velum_protocol::{
     admin::{CreateVolume, Request},
     id::NodeId,
@@ -92,6 +95,8 @@ struct World {
     misplaced: RefCell<Option<Misplaced>>,
     /// What hosts and operators have asked about attachments and is not answered.
     asked: Rc<Cell<u32>>,
+    /// Segments that nodes have sent.
+    departed: RefCell<BTreeSet<ObjectId>>,
 }
 
 impl World {
@@ -143,6 +148,7 @@ impl World {
             steps,
             misplaced: RefCell::default(),
             asked: Rc::default(),
+            departed: RefCell::default(),
         }
     }
 
@@ -176,6 +182,8 @@ impl World {
 
     async fn run(self: Rc<Self>) {
         self.attach_guests();
+        self.withhold_rights();
+        self.watch_departures();
         self.look_at_phases();
         if !self.prepare().await {
             return;

@@ -25,7 +25,10 @@ const LITTER_LOOK_MS: u64 = 2_000;
 impl World {
     /// Ends all troubles, waits for rest, and judges what is there.
     pub(super) async fn settle(self: &Rc<Self>) {
+        let stalled_ms = self.around.wires.faults.stalled_until_ms.get().saturating_sub(self.sim.now_ms());
         self.heal();
+        // What was sent into a stall arrives when that would have ended, also from guests who have given up waiting for the answer.
+        self.sim.sleep_ms(stalled_ms).await;
         self.count_reads();
         let before = self.several.seen.borrow().so_far();
         if self.several.is_tended() && !self.came_together().await {
@@ -93,7 +96,7 @@ impl World {
     async fn came_to_rest(&self) -> bool {
         let began_ms = self.sim.now_ms();
         loop {
-            let open: u64 = self.guests.iter().map(|guest| guest.in_flight()).sum();
+            let open: u64 = self.guests.iter().map(|guest| guest.under_way()).sum();
             if open == 0 {
                 return true;
             }

@@ -45,6 +45,9 @@ pub enum Change<'a> {
 /// Sees every change of a cloud's contents just after it took effect.
 pub type ChangeWitness = Rc<dyn Fn(&SimCloud, &Change<'_>)>;
 
+/// Sees every object that a life of a node sends, when it sends it.
+pub type DepartureWitness = Rc<dyn Fn(&Rc<Life>, &Bytes)>;
+
 /// How a cloud behaves; the plan changes it while the world runs. Rates are per million requests.
 #[derive(Debug)]
 pub struct CloudFaults {
@@ -116,6 +119,7 @@ pub struct SimCloud {
     /// How it behaves.
     pub faults: CloudFaults,
     witness: RefCell<Option<ChangeWitness>>,
+    departures: RefCell<Option<DepartureWitness>>,
 }
 
 /// What becomes of one request.
@@ -145,6 +149,7 @@ impl SimCloud {
             place: Cell::new(0),
             faults: CloudFaults::default(),
             witness: RefCell::default(),
+            departures: RefCell::default(),
         })
     }
 
@@ -157,6 +162,11 @@ impl SimCloud {
     /// Shows every change from now on to `witness`.
     pub fn watch(&self, witness: ChangeWitness) {
         *self.witness.borrow_mut() = Some(witness);
+    }
+
+    /// Shows every object that is sent here from now on to `witness`.
+    pub fn watch_departures(&self, witness: DepartureWitness) {
+        *self.departures.borrow_mut() = Some(witness);
     }
 
     /// True when it can be reached and does what it is asked, now.
@@ -315,9 +325,19 @@ struct CloudView {
     life: Rc<Life>,
 }
 
+impl CloudView {
+    fn departs(&self, body: &Bytes) {
+        let witness = self.cloud.departures.borrow().clone();
+        if let Some(witness) = witness.filter(|_| self.life.is_alive()) {
+            witness(&self.life, body);
+        }
+    }
+}
+
 impl CloudStore for CloudView {
     fn put(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
         let object = name.to_owned();
+        self.departs(&body);
         self.cloud.request(&self.life, "put", name, move |cloud| {
             cloud.store(&object, body);
             Ok(())
@@ -326,6 +346,7 @@ impl CloudStore for CloudView {
 
     fn create(&self, name: &str, body: Bytes) -> Local<Result<(), CloudStoreError>> {
         let object = name.to_owned();
+        self.departs(&body);
         self.cloud.request(&self.life, "create", name, move |cloud| {
             if cloud.bucket.borrow().served(&object).is_some() {
                 return Err(CloudStoreError::AlreadyExists);
