@@ -47,7 +47,7 @@ const KINDS: [(&str, &[&str]); 13] = [
     ("an answer is lost", &["cloud failure before effect", "cloud failure after effect", "cloud answer lost"]),
     ("a cloud lies or forgets", &["lies", "emptied clouds", "exchanged clouds"]),
     ("connections end", &["cut connections", "links reset", "stalled network"]),
-    ("ways are blocked or slow", &["isolated nodes", "ways blocked", "flapping ways", "slow ways"]),
+    ("ways are blocked or slow", &["isolated nodes", "split clusters", "ways blocked", "flapping ways", "slow ways"]),
     ("a node stands still", &["paused nodes"]),
     ("as an operator wants", &["clean restarts", "volumes moved", "leads handed over"]),
 ];

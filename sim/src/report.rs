@@ -6,7 +6,7 @@ use crate::{phases::Crossings, runtime::Run};
 
 /// Every kind of fault, as runs tally it at the moment it does something to a node. A kind that no world of a long soak had
 /// is not tested, whatever the plans say.
-pub const FAULTS: [&str; 38] = [
+pub const FAULTS: [&str; 39] = [
     "kills",
     "ends at an i/o",
     "power losses, all kept",
@@ -37,6 +37,7 @@ pub const FAULTS: [&str; 38] = [
     "cut connections",
     "stalled network",
     "isolated nodes",
+    "split clusters",
     "ways blocked",
     "flapping ways",
     "slow ways",

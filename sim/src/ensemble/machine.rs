@@ -7,7 +7,7 @@ use velum_node::{
     ensemble::{
         batch::{Held, judge},
         member::{Found, Member, Noted},
-        owner::Owner,
+        owner::{self, Owner},
         takeover::{self, Takeover},
     },
     metadata::{State, state::CloudEntry},
@@ -24,7 +24,11 @@ use velum_protocol::{
     },
 };
 
-use super::{clock::Clock, world::Reads};
+use super::{
+    bugs::{Bug, Chosen, lowest},
+    clock::Clock,
+    world::Reads,
+};
 use crate::rng::Rng;
 
 /// The only volume.
@@ -119,10 +123,58 @@ pub(crate) struct Sent {
     pub(crate) last: Point,
 }
 
+/// How an owner begins, beside what its takeover has chosen.
+pub(crate) struct Beginning {
+    pub(crate) node: NodeId,
+    /// The last record that the sequence has.
+    pub(crate) head: Jseq,
+    pub(crate) lineage_changes: bool,
+    pub(crate) began_ms: u64,
+    pub(crate) bug: Option<Bug>,
+}
+
 impl Role {
     /// True when it takes over in that epoch: only then is it built upon what members tell of it.
     pub(crate) fn takes(&self, epoch: Epoch) -> bool {
         matches!(self, Self::Taking { epoch: taken, .. } if *taken == epoch)
+    }
+
+    /// Owns with what its takeover has chosen, and says what is to be done then. Nothing unless it takes over.
+    pub(crate) fn own(&mut self, mut chosen: Chosen, beginning: &Beginning) -> Option<Vec<owner::Effect>> {
+        let Self::Taking { epoch, closes, members, tails, .. } = self else { return None };
+        let (epoch, closes) = (*epoch, *closes);
+        let &Beginning { node, head, lineage_changes, began_ms, bug } = beginning;
+        if bug == Some(Bug::LowestEnd) {
+            chosen = lowest(chosen, tails, head);
+        }
+        let Chosen { base, records, end, durable } = chosen;
+        let members = members.clone();
+        let reads = Reads::new(epoch, members.clone());
+        let opening = owner::Opening { volume: VOLUME, node, epoch, members: members.clone(), base, records, durable };
+        let mut effects = Vec::new();
+        let mut owner = Owner::new(opening, &mut effects);
+        if bug == Some(Bug::HealedBeforeOpen) {
+            owner.step(owner::Input::Opened, &mut effects);
+        }
+        owner.step(owner::Input::Sync, &mut effects);
+        *self = Self::Owning(Box::new(Owning {
+            owner,
+            epoch,
+            closes,
+            members,
+            end,
+            lineage_changes,
+            is_open: false,
+            is_closing: false,
+            last: end,
+            written: base,
+            durable: base.at,
+            known: durable,
+            sent: Vec::new(),
+            began_ms,
+            reads,
+        }));
+        Some(effects)
     }
 }
 

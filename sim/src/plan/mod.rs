@@ -71,6 +71,8 @@ pub enum Trouble {
     },
     /// A node can reach no other one, and none can reach it.
     Isolated,
+    /// A node and the next one reach each other, and no other one.
+    Split,
     /// What a node sends to the next one does not arrive; the other way is open.
     BlockedOneWay,
     /// The way from a node to the next one is blocked and open in turns.
@@ -93,6 +95,16 @@ pub enum Trouble {
     VolumesMoved,
     /// A node is lost with its disk and removed; another one joins under a new number.
     NodeReplaced,
+}
+
+impl Trouble {
+    /// True for what takes a node away from the others for so long that another one may take over.
+    const fn stops_a_node(&self) -> bool {
+        matches!(
+            self,
+            Self::Kill | Self::PowerLoss(_) | Self::Isolated | Self::Split | Self::Paused | Self::LeaderAndOwnerDie
+        )
+    }
 }
 
 /// A trouble and when it comes.
@@ -143,7 +155,26 @@ pub fn draw(options: &Options, rng: &Rng) -> Vec<Event> {
             events.push(Event { at_ms, node, trouble: down, for_ms: lasts(Kind::Process, rng) });
         }
     }
+    if options.nodes > 1 {
+        upon_takeovers(&mut events, options, &rng.fork("upon takeovers"));
+    }
     events
+}
+
+/// While another node takes over for one that is gone, a third one loses what it has: seldom met by chance, for both are seldom.
+fn upon_takeovers(events: &mut Vec<Event>, options: &Options, rng: &Rng) {
+    let is_enabled = |kind| options.troubles.iter().any(|(weight, enabled)| *enabled == kind && *weight > 0);
+    let kinds: Vec<_> = [Kind::Rot, Kind::Loss].into_iter().filter(|kind| is_enabled(*kind)).collect();
+    if kinds.is_empty() {
+        return;
+    }
+    let falls: Vec<_> = events.iter().filter(|event| event.trouble.stops_a_node()).map(|event| event.at_ms).collect();
+    for fell_ms in falls.into_iter().filter(|_| rng.chance(150_000)).take(LOSSES_MAX) {
+        let (kind, at_ms) = (*rng.pick(&kinds), fell_ms + rng.between(800, 3_500));
+        let (node, trouble) = (rng.below(options.nodes as u64) as usize, among_nodes(kind, options, rng));
+        events.push(Event { at_ms, node, trouble, for_ms: lasts(kind, rng) });
+    }
+    events.sort_by_key(|event| event.at_ms);
 }
 
 /// Kinds of trouble, as options enable them.
@@ -267,6 +298,7 @@ fn among_nodes(kind: Kind, options: &Options, rng: &Rng) -> Trouble {
         Kind::Partition => {
             let all = [
                 (8, Trouble::Isolated),
+                (4, Trouble::Split),
                 (8, Trouble::BlockedOneWay),
                 (4, Trouble::Flapping),
                 (4, Trouble::SlowLink(rng.between(20, 400))),

@@ -195,6 +195,7 @@ impl World {
             Trouble::Flush => self.spawn(|world| async move { drop(world.flush(60_000).await) }),
             Trouble::Paused => self.pause(host, for_ms),
             Trouble::Isolated
+            | Trouble::Split
             | Trouble::BlockedOneWay
             | Trouble::Flapping
             | Trouble::SlowLink(_)
@@ -259,10 +260,11 @@ impl World {
         match trouble {
             Trouble::Isolated => {
                 self.sim.count("isolated nodes", 1);
-                for other in self.hosts().iter().map(|other| &other.machine().name).filter(|other| **other != own) {
-                    self.block(&own, other, for_ms);
-                    self.block(other, &own, for_ms);
-                }
+                self.part(&[own], for_ms);
+            }
+            Trouble::Split => {
+                self.sim.count("split clusters", 1);
+                self.part(&[own, peer], for_ms);
             }
             Trouble::BlockedOneWay => {
                 self.sim.count("ways blocked", 1);
@@ -287,6 +289,16 @@ impl World {
             _ => {
                 self.sim.count("links reset", 1);
                 wires.reset(&own, &peer);
+            }
+        }
+    }
+
+    /// Those on `side` and all others do not reach each other.
+    fn part(&self, side: &[Rc<str>], for_ms: u64) {
+        for other in self.hosts().iter().map(|other| &other.machine().name).filter(|other| !side.contains(other)) {
+            for own in side {
+                self.block(own, other, for_ms);
+                self.block(other, own, for_ms);
             }
         }
     }

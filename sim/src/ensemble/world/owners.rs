@@ -1,7 +1,7 @@
 //! Who takes over, owns and writes, and what raft answers.
 
 use velum_node::ensemble::{
-    owner::{self, Owner},
+    owner,
     takeover::{self, Takeover},
 };
 use velum_protocol::{
@@ -10,10 +10,10 @@ use velum_protocol::{
     peer::Frame,
 };
 
-use super::{Event, Reads, Told, World};
+use super::{Event, Told, World};
 use crate::ensemble::{
-    bugs::{Bug, Chosen, lowest, unfenced},
-    machine::{Owning, Role, Up, VOLUME, opening, record},
+    bugs::{Bug, Chosen, unfenced},
+    machine::{Beginning, Role, Up, VOLUME, opening, record},
 };
 
 impl World {
@@ -108,44 +108,15 @@ impl World {
         }
     }
 
-    fn own(&mut self, node: NodeId, process: u64, mut chosen: Chosen, lineage_changes: bool) {
-        let (is_lowest, early, head) =
-            (self.has(Bug::LowestEnd), self.has(Bug::HealedBeforeOpen), self.state.volumes[&VOLUME].head.last);
-        let began_ms = self.now_ms;
+    fn own(&mut self, node: NodeId, process: u64, chosen: Chosen, lineage_changes: bool) {
+        let (bug, head, began_ms) = (self.recipe.bug, self.state.volumes[&VOLUME].head.last, self.now_ms);
         let Some(up) = self.up(node, process) else { return };
-        let Role::Taking { epoch, closes, members, tails, .. } = &up.role else { return };
-        if is_lowest {
-            chosen = lowest(chosen, tails, head);
-        }
-        let Chosen { base, records, end, durable } = chosen;
-        let (epoch, closes, members) = (*epoch, *closes, members.clone());
-        let reads = Reads::new(epoch, members.clone());
-        let opening = owner::Opening { volume: VOLUME, node, epoch, members: members.clone(), base, records, durable };
-        let mut effects = Vec::new();
-        let mut owner = Owner::new(opening, &mut effects);
-        if early {
-            owner.step(owner::Input::Opened, &mut effects);
-        }
-        owner.step(owner::Input::Sync, &mut effects);
-        let owning = Owning {
-            owner,
-            epoch,
-            closes,
-            members,
-            end,
-            lineage_changes,
-            is_open: false,
-            is_closing: false,
-            last: end,
-            written: base,
-            durable: base.at,
-            known: durable,
-            sent: Vec::new(),
-            began_ms,
-            reads,
+        let Some(effects) = up.role.own(chosen, &Beginning { node, head, lineage_changes, began_ms, bug }) else {
+            return;
         };
-        up.role = Role::Owning(Box::new(owning));
-        self.note("chosen", node, &[epoch.0, base.at.0, end.at.0, u64::from(lineage_changes)]);
+        let Role::Owning(owning) = &up.role else { return };
+        let numbers = [owning.epoch.0, owning.written.at.0, owning.end.at.0, u64::from(lineage_changes)];
+        self.note("chosen", node, &numbers);
         self.perform_owner(node, process, effects);
         self.perhaps_close(node, process);
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use velum_node::{
     ensemble::{
-        owner::{self, Owner},
+        owner,
         takeover::{self, Takeover},
     },
     metadata::Answer,
@@ -24,9 +24,8 @@ use super::{
 use crate::{
     ensemble::{
         Bug,
-        bugs::{Chosen, lowest, unfenced},
-        machine::{Owning, Role, VOLUME, opening, record},
-        world::Reads,
+        bugs::{Chosen, unfenced},
+        machine::{Beginning, Owning, Role, VOLUME, opening, record},
     },
     ledger::Record,
 };
@@ -141,43 +140,12 @@ impl Acting<'_> {
         }
     }
 
-    fn own(&mut self, node: NodeId, mut chosen: Chosen, lineage_changes: bool) {
+    fn own(&mut self, node: NodeId, chosen: Chosen, lineage_changes: bool) {
         let (bug, head) = (self.bug, self.world.raft.state.volumes[&VOLUME].head.last);
         let began_ms = self.next_damage();
+        let has_tail = chosen.end.at > head;
         let Some(role) = self.role(node) else { return };
-        let Role::Taking { epoch, closes, members, tails, .. } = &*role else { return };
-        if bug == Some(Bug::LowestEnd) {
-            chosen = lowest(chosen, tails, head);
-        }
-        let Chosen { base, records, end, durable } = chosen;
-        let has_tail = end.at > head;
-        let reads = Reads::new(*epoch, members.clone());
-        let (epoch, closes, members) = (*epoch, *closes, members.clone());
-        let opening = owner::Opening { volume: VOLUME, node, epoch, members: members.clone(), base, records, durable };
-        let mut effects = Vec::new();
-        let mut owner = Owner::new(opening, &mut effects);
-        if bug == Some(Bug::HealedBeforeOpen) {
-            owner.step(owner::Input::Opened, &mut effects);
-        }
-        owner.step(owner::Input::Sync, &mut effects);
-        let owning = Owning {
-            owner,
-            epoch,
-            closes,
-            members,
-            end,
-            lineage_changes,
-            is_open: false,
-            is_closing: false,
-            last: end,
-            written: base,
-            durable: base.at,
-            known: durable,
-            sent: Vec::new(),
-            began_ms,
-            reads,
-        };
-        *role = Role::Owning(Box::new(owning));
+        let Some(effects) = role.own(chosen, &Beginning { node, head, lineage_changes, began_ms, bug }) else { return };
         self.reach_if(has_tail, "a takeover finds a tail");
         self.perform_owner(node, effects);
         self.perhaps_close(node);
