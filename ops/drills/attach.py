@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Three nodes and hosts that attach to one volume: handles work at every door and for one connection at a time, a stolen volume hears
-nothing more of whoever had it, permits keep two writers apart while nodes are killed, and a region is handed back and forth.
+"""Three nodes and hosts that attach to one volume: handles work at every door at once and for one connection at a time, reads of a host
+that is alone are answered by a lease, a stolen volume hears nothing more of whoever had it, permits keep two writers apart while nodes
+are killed, and a region is handed back and forth.
 
 HANDOVERS sets how often a region changes hands, SECONDS how long two writers work under kills, PAUSED how many seconds a client that is
 robbed stands still, SEED what is drawn. Needs qemu-nbd, and fio with the nbd engine.
@@ -40,12 +41,18 @@ def handles(cluster):
     fails(Nbd, hosts[0].socket, "demo.aaaaaaaaaaaaaaaa", seconds=5)
     before = None
     for stamp, host in enumerate(hosts, 1):
-        nbd = connect(host, export)
+        nbd = Nbd(host.socket, export, seconds=10)
         nbd.write(0, block(stamp))
         check(nbd.read(0, BLOCK) == block(stamp), "what was written is not read")
         if before:
             fails(before.read, 0, BLOCK)
         before = nbd
+    leased, asked = (counted(cluster, f'velum_ensemble_reads_total{{by="{by}"}}') for by in ("lease", "question"))
+    for _ in range(200):
+        check(before.read(0, BLOCK) == block(len(hosts)), "what was written is not read")
+    leased, asked = (counted(cluster, f'velum_ensemble_reads_total{{by="{by}"}}') - since
+                     for by, since in (("lease", leased), ("question", asked)))
+    check(leased + asked == 200 and leased >= 150, f"of 200 reads {leased:.0f} were answered by a lease, {asked:.0f} by a question")
     listed = hosts[0].velum("volume", "attachments", "demo")
     check([entry["host"] for entry in listed] == ["one"], f"listed is {listed}")
     owner(cluster).velum("volume", "detach", "demo", export)
@@ -129,14 +136,17 @@ def permit(cluster, range_, export, *options):
     cluster.wait(lambda: owner(cluster).velum("volume", "permit", "demo", range_, *to, *options) or True, "a permit", 20)
 
 
-def refused_writes(cluster):
-    """What all gates have counted."""
+def counted(cluster, sample):
+    """What all nodes have counted of something."""
     total = 0
     for host in cluster.live():
         text = urllib.request.urlopen(f"{host.admin}/metrics", timeout=5).read().decode()
-        lines = [line for line in text.splitlines() if line.startswith('velum_audit_refusals_total{gate="region"}')]
-        total += sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        total += sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(sample))
     return total
+
+
+def refused_writes(cluster):
+    return counted(cluster, 'velum_audit_refusals_total{gate="region"}')
 
 
 def handed_over(cluster, chance):
