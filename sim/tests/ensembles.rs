@@ -2,7 +2,7 @@
 
 use velum_sim::ensemble::{ALL, Bug, Recipe};
 
-/// These take so many worlds that they are looked for with optimisation only, by `velum-sim ensembles planted`.
+/// These take so many worlds that they are looked for with optimisation only, by `velum-sim planted`.
 const RARE: [Bug; 6] = [
     Bug::AckAtOne,
     Bug::LeaseFromReply,

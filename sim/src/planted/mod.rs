@@ -82,7 +82,7 @@ pub enum Planted {
     FirstRegionOnly,
     /// 39: what gate 2 allowed it allows for a while after it was revoked.
     StalePermit,
-    /// What an operator has taken away stays allowed for a while.
+    /// 39: a right that an operator has taken away is there for a while yet.
     StaleRight,
     /// 40: a connection whose place a newer one has taken goes on.
     LivingDead,
