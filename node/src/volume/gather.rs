@@ -531,7 +531,7 @@ impl VolumeMachine {
         }
         for (number, origin, refusal) in refused {
             self.gathering.tasks.remove(&number);
-            self.refuse(origin, refusal, effects);
+            self.deny(origin, refusal, effects);
         }
     }
 }
