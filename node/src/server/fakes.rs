@@ -93,6 +93,13 @@ impl Table {
         self.elsewhere.replace(Some((name.to_owned(), entry)));
     }
 
+    /// What is known here of a volume allows nothing, until somebody catches up.
+    pub(crate) fn outdate(&self, name: &str) {
+        let entry = self.volumes.borrow()[name].clone();
+        self.elsewhere.replace(Some((name.to_owned(), entry)));
+        self.set_right(name, Right::None);
+    }
+
     pub(crate) fn set_right(&self, name: &str, right: Right) {
         self.volumes.borrow_mut().get_mut(name).unwrap().1 = right;
     }

@@ -95,10 +95,11 @@ impl Gate {
         self.known(principal).map(|export| export.name).collect()
     }
 
-    /// True when there is something here under that name to decide about.
+    /// True when `principal` would be admitted by what is known here. One who would not is kept as long whether there is no such volume
+    /// or he may not see it.
     #[must_use]
-    pub fn knows(&self, name: &str, principal: &Principal) -> bool {
-        name.is_empty() || self.exports.find(name, principal).is_some()
+    pub fn would_admit(&self, name: &str, principal: &Principal) -> bool {
+        self.found(name, principal).is_some_and(|export| export.right > Right::None)
     }
 
     /// Completes when this node knows what was agreed on before, or after a while.
@@ -110,7 +111,7 @@ impl Gate {
     /// principal may know of, if it is only one.
     #[must_use]
     pub fn admit(&self, name: &str, principal: &Principal, action: Action) -> Option<Export> {
-        let found = if name.is_empty() { self.only(principal) } else { self.exports.find(name, principal) };
+        let found = self.found(name, principal);
         let volume = found.as_ref().map(|export| export.volume);
         let admitted = found.filter(|export| export.right > Right::None);
         match &admitted {
@@ -162,6 +163,10 @@ impl Gate {
     /// Records a request that was turned down because the right to it is missing.
     pub fn refused(&self, volume: VolumeId, principal: &Principal, action: Action, range: ByteRange) {
         self.audit.refused(Number::Volume, &principal.0, action, Some(volume), Some(range));
+    }
+
+    fn found(&self, name: &str, principal: &Principal) -> Option<Export> {
+        if name.is_empty() { self.only(principal) } else { self.exports.find(name, principal) }
     }
 
     fn known(&self, principal: &Principal) -> impl Iterator<Item = ExportInfo> {

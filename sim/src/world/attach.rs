@@ -12,7 +12,7 @@ use super::{World, phase::UnderWay};
 use crate::{guest::workload::LOOKER, planted::Planted};
 
 /// How long an operator's request may take.
-const ADMIN_MS_MAX: u64 = 5_000;
+pub(super) const ADMIN_MS_MAX: u64 = 5_000;
 
 /// How long some wait who hand out permits: for as long as a node waits for a volume that it is about to open, and longer.
 const PATIENT_MS_MAX: u64 = 40_000;

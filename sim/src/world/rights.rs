@@ -7,7 +7,10 @@ use velum_protocol::{
     id::{BLOCK_BYTES, REGION_BLOCKS},
 };
 
-use super::{World, attach::HELD_BACK_MS};
+use super::{
+    World,
+    attach::{ADMIN_MS_MAX, HELD_BACK_MS},
+};
 use crate::{
     guest::{pattern::REGION_SECTORS, workload::Guest},
     history::Rights,
@@ -16,9 +19,6 @@ use crate::{
 
 /// Who guests are: they come over the network, and nothing tells one from another.
 const GUESTS: &str = "anonymous";
-
-/// How long an operator's request may take.
-const ADMIN_MS_MAX: u64 = 5_000;
 
 /// Between two times that rights are taken away, in milliseconds.
 const EVERY_MS: (u64, u64) = (200, 2_500);

@@ -165,9 +165,10 @@ async fn haggle(
     loop {
         if is_behind
             && let Some(name) = handshake.asked_for(input)
-            && !around.gate.knows(&name, principal)
+            && !around.gate.would_admit(&name, principal)
         {
-            // Made a moment ago, it may be known elsewhere already. Once is enough: what is made later was not there to be asked for.
+            // What was made or allowed a moment ago may be known elsewhere already. Once is enough: what comes later was not there to be
+            // asked for.
             is_behind = false;
             caught_up(mailbox, around.gate.catch_up()).await?;
         }

@@ -468,6 +468,17 @@ fn what_another_node_knows_already_is_found() {
     });
 }
 
+/// A guest who may not see a volume is answered no sooner than one who asks for what is not there, or he could tell names by that.
+#[test]
+fn what_is_forbidden_is_looked_at_again_as_what_is_not_there() {
+    run(async {
+        let house = House::new();
+        house.table.outdate("demo");
+        let mut guest = house.guest(1 << 16).await;
+        assert_eq!(guest.ask(&write(0, vec![1; 512])).await, Ok(Answer::Done));
+    });
+}
+
 #[test]
 fn a_guest_waits_in_the_handshake_for_a_volume_that_is_being_opened_and_not_for_ever() {
     run(async {
