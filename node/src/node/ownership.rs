@@ -451,18 +451,21 @@ impl Assembly {
         idle_wait: Duration,
     ) -> bool {
         let Some(switch) = self.switches.as_ref().and_then(|switches| switches.get(id)) else { return false };
-        let is_idle = match select(switch.hold(), self.env.clock.sleep(idle_wait)).await {
+        let hold = switch.hold();
+        let is_idle = match select(switch.idle(), self.env.clock.sleep(idle_wait)).await {
             Either::Left(_) => true,
             Either::Right(_) => false,
         };
-        let open = self.open.get(id).filter(|_| is_idle);
-        if let Some(owning) = open.as_ref().and_then(|open| open.owning.as_ref()) {
+        let open = self.open.get(id);
+        // Somebody else may have had it go on here meanwhile, and it is not this epoch's to be released.
+        let is_over = open.as_ref().is_some_and(|open| open.owner.epoch > epoch);
+        if let Some(owning) = open.as_ref().and_then(|open| open.owning.as_ref()).filter(|_| is_idle && !is_over) {
             // Before the grant: whoever is granted the volume fences at once.
             owning.release();
         }
-        let is_granted = is_idle && grant(self, id, epoch, to, members).await;
+        let is_granted = is_idle && !is_over && grant(self, id, epoch, to, members).await;
         if !is_granted {
-            switch.go_on();
+            switch.go_on(hold);
         }
         is_granted
     }

@@ -110,7 +110,9 @@ impl Switches {
         }
         let (weak, late) = (Weak::clone(&self.own), self.clock.sleep(RETURN_MAX));
         actor::spawn(async move {
-            select(switch.hold(), late).await;
+            // The volume is set anew below, or was meanwhile, which ends it.
+            let _ = switch.hold();
+            select(switch.idle(), late).await;
             let Some(own) = weak.upgrade() else { return };
             own.returning.borrow_mut().remove(&id);
             let read = |volume: &VolumeState| Some((volume.owner?, volume.epoch));
@@ -152,7 +154,10 @@ impl Switches {
     pub(super) async fn stop(&self) {
         let switches: Vec<Switch> = self.known.borrow().values().cloned().collect();
         let mut late = self.clock.sleep(SESSION_STOP_MAX).fuse();
-        let mut idle = Box::pin(join_all(switches.iter().map(Switch::hold)).fuse());
+        for switch in &switches {
+            let _ = switch.hold();
+        }
+        let mut idle = Box::pin(join_all(switches.iter().map(Switch::idle)).fuse());
         futures_util::select_biased! {
             _ = idle => {}
             () = late => tracing::warn!("requests of other nodes' guests did not end in time"),

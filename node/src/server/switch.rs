@@ -9,7 +9,7 @@
 //!            ┌── serve_here(door, owner) ──> here ──┐
 //! nothing ───┤                                      ├── break_off(), end_all() ──> nothing
 //!            └── serve_there(node) ────────> there ─┘
-//!                      hold(): nothing more is passed on until one of serve_here and serve_there
+//!                      hold(): nothing more is passed on until go_on(), or one of the above
 //! ```
 //!
 //! A node may be cut off from whoever serves the volume, and not know who that is. Then what waits for too long ends its session, and
@@ -23,7 +23,7 @@ mod guest;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::{Rc, Weak},
     time::Duration,
 };
@@ -64,7 +64,9 @@ struct Inner {
     size_bytes: Box<dyn Fn() -> u64>,
     roads: Weak<dyn Roads>,
     backing: RefCell<Backing>,
-    is_held: Cell<bool>,
+    /// Nothing more is passed on while there is one.
+    holds: RefCell<BTreeSet<Hold>>,
+    next_hold: Cell<u64>,
     is_cut_off: Cell<bool>,
     guests: RefCell<BTreeMap<SessionId, Rc<Guest>>>,
     /// Requests passed on and not answered, of all guests.
@@ -73,6 +75,11 @@ struct Inner {
     is_looking: Cell<bool>,
     changed: Notify,
 }
+
+/// Names what [`Switch::hold`] began. Several may hold at a time: each for a reason of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[must_use]
+pub struct Hold(u64);
 
 #[derive(Clone)]
 enum Backing {
@@ -97,7 +104,8 @@ impl Switch {
             size_bytes,
             roads,
             backing: RefCell::new(Backing::Nothing),
-            is_held: Cell::default(),
+            holds: RefCell::default(),
+            next_hold: Cell::default(),
             is_cut_off: Cell::default(),
             guests: RefCell::default(),
             under_way: Cell::default(),
@@ -126,11 +134,17 @@ impl Switch {
         self.0.change(Backing::There(node, afar));
     }
 
-    /// Passes nothing more on, from the call on; completes when nothing is under way: before a planned move, or before the volume is
-    /// opened anew. Ends with the next [`Switch::serve_here`], [`Switch::serve_there`] or [`Switch::break_off`].
+    /// Passes nothing more on: before a planned move, or before the volume is opened anew. Ends with [`Switch::go_on`], or for all who
+    /// hold with the next [`Switch::serve_here`], [`Switch::serve_there`] or [`Switch::break_off`].
+    pub fn hold(&self) -> Hold {
+        let hold = Hold(self.0.next_hold.replace(self.0.next_hold.get() + 1));
+        self.0.holds.borrow_mut().insert(hold);
+        hold
+    }
+
+    /// Completes when nothing is under way.
     #[must_use]
-    pub fn hold(&self) -> Local<()> {
-        self.0.is_held.set(true);
+    pub fn idle(&self) -> Local<()> {
         let inner = Rc::clone(&self.0);
         async move {
             loop {
@@ -144,9 +158,15 @@ impl Switch {
         .boxed_local()
     }
 
-    /// Ends a [`Switch::hold`] after which nothing has changed.
-    pub fn go_on(&self) {
-        self.0.resume();
+    /// Ends a [`Switch::hold`] after which nothing has changed; what others hold they hold on.
+    pub fn go_on(&self, hold: Hold) {
+        let is_last = {
+            let mut holds = self.0.holds.borrow_mut();
+            holds.remove(&hold) && holds.is_empty()
+        };
+        if is_last {
+            self.0.resume();
+        }
     }
 
     /// Whoever served the volume is lost: sessions with requests under way end, the requests of the others are held.
@@ -210,7 +230,7 @@ impl Door for Switch {
         let Request { origin: Origin { session, tag }, operation } = request;
         let guest = self.0.guests.borrow().get(&session).map(Rc::clone);
         match guest {
-            Some(guest) if guest.place.get() == Place::Inside && !self.0.is_held.get() => {
+            Some(guest) if guest.place.get() == Place::Inside && !self.0.is_held() => {
                 self.0.pass(&guest, tag, operation);
             }
             Some(guest) => self.0.keep(&guest, tag, operation),
@@ -275,8 +295,12 @@ impl Inner {
         self.changed.notify_waiters();
     }
 
+    fn is_held(&self) -> bool {
+        !self.holds.borrow().is_empty()
+    }
+
     fn resume(&self) {
-        self.is_held.set(false);
+        self.holds.take();
         self.each(Self::go_in);
         self.look_later();
     }
@@ -390,7 +414,7 @@ impl Inner {
         guest.answered_at.set(self.clock.now());
         guest.under_way.set(guest.under_way.get() - 1);
         self.under_way.set(self.under_way.get() - 1);
-        if self.under_way.get() == 0 && self.is_held.get() {
+        if self.under_way.get() == 0 && self.is_held() {
             self.changed.notify_waiters();
         }
     }
@@ -426,7 +450,7 @@ impl Inner {
 
     /// Passes on what was held of a session that is inside.
     fn release(&self, guest: &Guest) {
-        if self.is_held.get() || guest.held.borrow().is_empty() {
+        if self.is_held() || guest.held.borrow().is_empty() {
             return;
         }
         for (_, tag, operation) in guest.held.take() {
@@ -475,7 +499,7 @@ impl Inner {
             if guest.held_since().is_some_and(|since| now.since(since) >= SWITCH_HELD_TIME_MAX) {
                 tracing::warn!(volume = %inner.volume, "nobody has served a volume for too long: a session ends");
                 inner.cut(guest);
-            } else if !inner.is_held.get() {
+            } else if !inner.is_held() {
                 inner.go_in(guest);
             }
         });

@@ -296,19 +296,44 @@ fn a_hold_waits_for_what_is_under_way_and_passes_nothing_on() {
         bench.volume.hold.set(true);
         let session = bench.session(1);
         bench.ask(1, 1);
-        let mut held = bench.switch.hold();
+        let _ = bench.switch.hold();
+        let mut idle = bench.switch.idle();
         bench.ask(1, 2);
-        assert!((&mut held).now_or_never().is_none());
+        assert!((&mut idle).now_or_never().is_none());
         assert_eq!(bench.volume.held(), 1);
         bench.volume.answer(1);
-        held.await;
+        idle.await;
         assert_eq!(session.answered(), [1]);
         bench.switch.serve_there(NodeId(2));
         bench.let_in(1, 1);
         assert_eq!(bench.said()[..2], [(2, Said::Attach(1, Some(Lineage(1)))), (2, Said::Submit(1, 2))]);
         assert!(!session.ended.get());
         // What never was under way is held no longer than anything.
-        assert!(bench.switch.hold().now_or_never().is_none());
+        assert!(bench.switch.idle().now_or_never().is_none());
+    });
+}
+
+/// A planned move that gave up had guests go on in the midst of another one, or of the journal's mending.
+#[test]
+fn who_gives_up_holding_ends_no_hold_but_his_own() {
+    run(async |bench| {
+        bench.here(1);
+        let session = bench.session(1);
+        let (one, other) = (bench.switch.hold(), bench.switch.hold());
+        bench.ask(1, 1);
+        bench.switch.go_on(one);
+        bench.switch.go_on(one);
+        assert!(session.answered().is_empty(), "the other one holds on");
+        bench.switch.go_on(other);
+        assert_eq!(session.answered(), [1]);
+        let before = bench.switch.hold();
+        bench.here(1);
+        let after = bench.switch.hold();
+        bench.ask(1, 2);
+        bench.switch.go_on(before);
+        assert!(session.answered().is_empty(), "the hold before ended when the volume was opened anew");
+        bench.switch.go_on(after);
+        assert_eq!(session.answered(), [2]);
     });
 }
 
@@ -354,7 +379,8 @@ fn what_an_owner_never_began_is_asked_of_the_next_one() {
         bench.write(2, 1, half);
         bench.write(2, 2, half);
         // The node hears that the volume is to be elsewhere, waits for what is under way, and hears of its end.
-        let mut idle = bench.switch.hold();
+        let _ = bench.switch.hold();
+        let mut idle = bench.switch.idle();
         bench.switch.0.ended(SessionId(2), End::Undone);
         assert!(greedy.ended.get(), "what comes back is bounded as all that is held");
         assert!((&mut idle).now_or_never().is_none());
@@ -380,14 +406,14 @@ fn another_nodes_session_is_sent_away_when_the_volume_goes_if_nothing_of_it_is_u
         bench.switch.attach_forwarded(SessionId(2), entrant(), busy.clone());
         bench.volume.hold.set(true);
         bench.ask(2, 1);
-        drop(bench.switch.hold());
+        let _ = bench.switch.hold();
         bench.ask(1, 7);
         bench.here(1);
         assert!(!held.ended.get() && busy.ended.get(), "opened anew it is here still");
         assert_eq!(bench.volume.held(), 1);
         bench.volume.answer(1);
         assert_eq!(held.answered(), [7]);
-        drop(bench.switch.hold());
+        let _ = bench.switch.hold();
         bench.ask(1, 8);
         bench.switch.serve_there(NodeId(2));
         assert!(held.is_sent_away.get() && !held.ended.get() && !busy.is_sent_away.get());

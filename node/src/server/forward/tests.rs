@@ -271,7 +271,7 @@ fn a_planned_move_gives_back_what_came_too_late() {
         let at = |offset, bytes| Operation::Write { offset, payload: Bytes::from(vec![7; bytes]), fua: false };
         bench.ask(1, 1, at(0, 4096));
         assert!(matches!(session.outcomes.borrow()[&1], Outcome::Done));
-        drop(bench.owner.switch.hold());
+        let _ = bench.owner.switch.hold();
         bench.ask(1, 2, at(4096, 4096));
         bench.send(1, 3, at(8192, 600 << 10));
         assert!(bench.wire.carry_one(), "the first of its pieces");
