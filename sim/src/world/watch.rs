@@ -171,13 +171,7 @@ impl Watch {
     /// A cloud is about to be emptied, or exchanged for an empty one.
     pub fn misplaced(&self, cloud: &str, exchange: bool) {
         let mut ledger = self.ledger.borrow_mut();
-        // What a cloud that does not know of the newest life has beyond that life's own chain is void.
-        let life = self.clouds.keys().map(|name| ledger.newest_life(name)).max();
-        let newest = |volume| {
-            let told = self.clouds.keys().filter(|name| Some(ledger.newest_life(name)) == life);
-            told.map(|name| ledger.head(name, volume)).max().unwrap_or_default()
-        };
-        let reached = |volume| (volume, ledger.head(cloud, volume).min(newest(volume)));
+        let reached = |volume| (volume, ledger.head(cloud, volume).min(self.newest_head(&ledger, volume, &|_| true)));
         let reached = ledger.volumes().map(reached).collect();
         let before = ledger.holdings.get_mut(cloud).expect("every cloud of the world has a holding");
         let empty = before.emptied();
@@ -217,6 +211,15 @@ impl Watch {
             self.unsettled.replace(None);
         }
         whole
+    }
+
+    /// How far the newest life reaches that one of the `usable` clouds knows of. What clouds that do not know of it have beyond that
+    /// is void.
+    fn newest_head(&self, ledger: &Ledger, volume: VolumeId, usable: &dyn Fn(&str) -> bool) -> (Seq, Jseq) {
+        let usable = || self.clouds.keys().filter(|name| usable(name));
+        let life = usable().map(|name| ledger.newest_life(name)).max();
+        let told = usable().filter(|name| Some(ledger.newest_life(name)) == life);
+        told.map(|name| ledger.head(name, volume)).max().unwrap_or_default()
     }
 
     /// How far a cloud reaches, or reached before it was emptied.
@@ -280,16 +283,12 @@ impl Watch {
     pub fn recovering(&self, guests: &[Rc<Guest>], usable: &dyn Fn(&str) -> bool) {
         let volumes = guests.iter().filter_map(|guest| self.volume(&guest.export));
         let ledger = self.ledger.borrow();
-        let newest = |volume: VolumeId| {
-            let clouds = self.clouds.keys().filter(|cloud| usable(cloud));
-            Some((volume, clouds.map(|cloud| ledger.head(cloud, volume).1).max()?))
-        };
-        self.adopted.replace(volumes.filter_map(newest).collect());
+        let newest = |volume: VolumeId| (volume, self.newest_head(&ledger, volume, usable).1);
+        self.adopted.replace(volumes.map(newest).collect());
         // The new life goes on from what it found, however far a cloud had come that is empty now.
         if let Some(unsettled) = self.unsettled.borrow_mut().as_mut() {
             for (volume, reached) in &mut unsettled.reached {
-                let found = self.clouds.keys().map(|cloud| ledger.head(cloud, *volume)).max().unwrap_or_default();
-                *reached = (*reached).min(found);
+                *reached = (*reached).min(self.newest_head(&ledger, *volume, usable));
             }
         }
     }
