@@ -10,6 +10,8 @@ mod rights;
 
 use std::{cell::Cell as StdCell, collections::BTreeMap, rc::Rc};
 
+use velum_protocol::format::record::ATOMIC_BLOCKS_MAX;
+
 use crate::guest::pattern::{BLOCK_SECTORS, Cell};
 
 pub use permits::Permits;
@@ -86,6 +88,13 @@ impl Op {
     #[must_use]
     pub fn is_change(&self) -> bool {
         matches!(self.kind, Kind::Write | Kind::Zero) && !matches!(self.answer, Answer::Denied(_))
+    }
+
+    /// True for a change that is whole or not there at all, whatever crashes: small, and on block bounds.
+    #[must_use]
+    pub fn is_atomic(&self) -> bool {
+        let on_bounds = self.first.is_multiple_of(BLOCK_SECTORS) && self.count.is_multiple_of(BLOCK_SECTORS);
+        self.is_change() && on_bounds && self.count <= ATOMIC_BLOCKS_MAX * BLOCK_SECTORS
     }
 
     /// True when it touches `sector`.

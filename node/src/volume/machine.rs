@@ -60,7 +60,8 @@ pub struct Settings {
     pub read_ahead_bytes: u64,
     /// Bytes of the extent map's clean pages kept in memory.
     pub map_bytes: u64,
-    /// The most blocks with contents that a record may hold and the journal takes; at least one.
+    /// The most blocks with contents that a record may hold and the journal takes; fewer than
+    /// [`ATOMIC_BLOCKS_MAX`](velum_protocol::format::record::ATOMIC_BLOCKS_MAX) count as that many.
     pub record_blocks_max: u64,
     /// Another node may become the owner: what is read is answered when enough members say that none has.
     pub confirm_reads: bool,

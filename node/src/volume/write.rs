@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use velum_protocol::{
     format::{
         metadata::Right,
-        record::{HEADER_BYTES, RecordKind, SEAL_BYTES, WRITE_BLOCKS_MAX, ZERO_DATA_BLOCKS_MAX},
+        record::{ATOMIC_BLOCKS_MAX, HEADER_BYTES, RecordKind, SEAL_BYTES, WRITE_BLOCKS_MAX, ZERO_DATA_BLOCKS_MAX},
     },
     id::{BLOCK_BYTES, BLOCK_LEN, BlockCount, BlockIndex, Hash, Jseq, SessionId},
 };
@@ -268,9 +268,10 @@ impl VolumeMachine {
         self.journal_has(write.journal_bytes(self.record_blocks_max())) && self.budget.take(self.id, write.charge())
     }
 
-    /// The most blocks with contents in one record: what the format allows, and what a file of the journal takes.
+    /// The most blocks with contents in one record: what the format allows, and what a file of the journal takes; never so
+    /// few that a request which must be atomic would be cut.
     fn record_blocks_max(&self) -> u64 {
-        self.settings.record_blocks_max.clamp(1, WRITE_BLOCKS_MAX)
+        self.settings.record_blocks_max.clamp(ATOMIC_BLOCKS_MAX, WRITE_BLOCKS_MAX)
     }
 
     fn journal_has(&self, bytes: u64) -> bool {

@@ -22,6 +22,10 @@ pub const SEAL_BYTES: u64 = 40;
 /// The most blocks with contents one record holds (1 MiB).
 pub const WRITE_BLOCKS_MAX: u64 = 256;
 
+/// The most blocks that a request on block bounds may concern for it to be one record whatever its kind, so that a crash
+/// leaves all of it or nothing (64 KiB).
+pub const ATOMIC_BLOCKS_MAX: u64 = 16;
+
 /// The most blocks one record fills with zeros as data (8 MiB): replay gives each of them a place in the buffer.
 pub const ZERO_DATA_BLOCKS_MAX: u64 = 2048;
 

@@ -38,7 +38,11 @@ impl Story {
     }
 
     pub(crate) fn write_unanswered(&mut self, first: u64, count: u64) -> u64 {
-        self.volume.invoke(self.connection, Kind::Write, first, count, false).1
+        self.unanswered(Kind::Write, first, count)
+    }
+
+    pub(crate) fn unanswered(&mut self, kind: Kind, first: u64, count: u64) -> u64 {
+        self.volume.invoke(self.connection, kind, first, count, false).1
     }
 
     pub(crate) fn zero(&mut self, first: u64, count: u64) {

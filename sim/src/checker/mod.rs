@@ -27,12 +27,14 @@ pub mod seq5;
 pub mod seq6;
 pub mod seq8;
 pub mod seq9;
+pub(crate) mod stale;
 pub mod vis1;
 pub mod vis2;
 pub mod vis3;
 pub mod vis4;
 pub mod vis5;
 pub mod vis6;
+pub mod vis7;
 
 use crate::history::{Answer, Op, VolumeHistory};
 
@@ -44,13 +46,14 @@ type Check = fn(&VolumeHistory) -> Verdict;
 /// Judges a volume's whole history by every promise to guests; names the promises that were broken.
 #[must_use]
 pub fn judge_guests(volume: &VolumeHistory) -> Vec<String> {
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("VIS1", vis1::check),
         ("VIS2", vis2::check),
         ("VIS3", vis3::check),
         ("VIS4", vis4::check),
         ("VIS5", vis5::check),
         ("VIS6", vis6::check),
+        ("VIS7", vis7::check),
         ("SEQ5", seq5::check),
         ("AUTH1", auth1::check),
         ("AUTH4", auth4::check),

@@ -3,13 +3,15 @@
 //! Guests do not see the order in which a volume takes concurrent changes, but they know that a change acked before another
 //! was asked for comes first. So an image is a prefix exactly as far as a guest can tell when (1) every sector holds the
 //! base or a change of the era, (2) if a change is in the image, no change that was acked before it was asked for is
-//! missing, and (3) nothing required is missing. A change is missing from a sector when what the sector holds had taken its
-//! effect before the change was asked for.
+//! missing, (3) nothing required is missing, and (4) no part of an atomic change that is in the image is missing. A change
+//! is missing from a sector when what the sector holds had taken its effect before the change was asked for.
+
+use std::collections::BTreeSet;
 
 use crate::{
     checker::words,
     guest::pattern::Cell,
-    history::{Era, Op, Step},
+    history::{Era, Kind, Op, Step},
 };
 
 /// What one sector of an image may come from.
@@ -33,13 +35,13 @@ impl<'a> Explained<'a> {
         if image.len() != era.base.len() {
             return Err(format!("the image has {} sectors instead of {}", image.len(), era.base.len()));
         }
-        let mut zeroed = vec![None; image.len()];
-        for op in era.changes() {
-            for sector in op.first..op.first + op.count {
-                if op.cell(sector) == Cell::ZERO {
-                    let latest = zeroed[sector as usize].map_or(op.latest(), |before: Step| before.max(op.latest()));
-                    zeroed[sector as usize] = Some(latest);
-                }
+        let mut zeroed: Vec<Option<Source<'_>>> = vec![None; image.len()];
+        for op in era.changes().filter(|op| op.kind == Kind::Zero) {
+            for slot in &mut zeroed[op.first as usize..(op.first + op.count) as usize] {
+                *slot = Some(match slot {
+                    None => Source { latest: op.latest(), change: Some(op) },
+                    Some(before) => Source { latest: before.latest.max(op.latest()), change: None },
+                });
             }
         }
         let mut sources = Vec::with_capacity(image.len());
@@ -84,8 +86,32 @@ impl<'a> Explained<'a> {
         }
     }
 
-    /// Rule 2: what the image holds drags everything acked before it along.
+    /// Rules 2 and 4.
     pub(crate) fn check_closed(&self) -> Result<(), String> {
+        self.check_dragged()?;
+        self.check_whole()
+    }
+
+    /// Rule 4.
+    fn check_whole(&self) -> Result<(), String> {
+        let mut judged = BTreeSet::new();
+        for (shown, op) in self.sources.iter().enumerate().filter_map(|(at, source)| Some((at, source.change?))) {
+            if !op.is_atomic() || !judged.insert(op.id) {
+                continue;
+            }
+            let lacks = |sector: &u64| self.sources[*sector as usize].latest < op.invoked;
+            if let Some(sector) = (op.first..op.first + op.count).find(lacks) {
+                return Err(format!(
+                    "it holds a part of {}, in sector {shown}, and sector {sector} lacks it",
+                    words(op)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rule 2: what the image holds drags everything acked before it along.
+    fn check_dragged(&self) -> Result<(), String> {
         let Some(newest) = self.newest() else { return Ok(()) };
         match self.missing(|op| op.acked().is_some_and(|acked| acked < newest.invoked)) {
             None => Ok(()),
@@ -123,9 +149,17 @@ fn newest_verdict(mut verdicts: impl Iterator<Item = Result<(), String>>) -> Res
     if newest.is_ok() || verdicts.any(|verdict| verdict.is_ok()) { Ok(()) } else { newest }
 }
 
-fn source(era: &Era, sector: u64, cell: Cell, base: Cell, zeroed: Option<Step>) -> Result<Source<'_>, String> {
+fn source<'a>(
+    era: &'a Era,
+    sector: u64,
+    cell: Cell,
+    base: Cell,
+    zeroed: Option<Source<'a>>,
+) -> Result<Source<'a>, String> {
     if cell == Cell::ZERO && (base == Cell::ZERO || zeroed.is_some()) {
-        return Ok(Source { latest: zeroed.unwrap_or(0), change: None });
+        let source = zeroed.unwrap_or(Source { latest: 0, change: None });
+        // What was zeros before tells of no change.
+        return Ok(Source { change: source.change.filter(|_| base != Cell::ZERO), ..source });
     }
     if cell == base && cell != Cell::GARBAGE {
         return Ok(Source { latest: 0, change: None });

@@ -1,74 +1,15 @@
 //! VIS3: an acked write is seen by every later read until something newer is (d0). Weaker than VIS1 and easier to read: it
 //! compares pairs and names the write that was lost.
 
-use super::{Verdict, words};
-use crate::{
-    guest::pattern::Cell,
-    history::{Era, Op, Step, VolumeHistory},
-};
+use super::{Verdict, stale};
+use crate::history::{Op, VolumeHistory};
 
 /// Judges every successful read of a volume.
 ///
 /// # Errors
 /// The first read that shows what an acked change had replaced before the read was asked for.
 pub fn check(volume: &VolumeHistory) -> Verdict {
-    for era in &volume.eras {
-        for (block, ops) in era.by_block() {
-            let changes: Vec<_> = (block * 8..block * 8 + 8).map(|sector| Changes::of(&ops, sector)).collect();
-            for read in ops.iter().filter(|op| !op.is_change()) {
-                let first = (block * 8).max(read.first);
-                for sector in first..(block * 8 + 8).min(read.first + read.count) {
-                    let cell = read.cells[(sector - read.first) as usize];
-                    let changes = &changes[(sector - block * 8) as usize];
-                    let latest = changes.latest(era, sector, cell);
-                    if let Some(lost) = latest.and_then(|latest| changes.replaced(latest, read.invoked)) {
-                        let seen = cell.origin().map_or("zeros".to_owned(), |(write, _)| format!("write #{write}"));
-                        return Err(format!("sector {sector} of {} shows {seen} and not {}", words(read), words(lost)));
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The changes of one sector.
-struct Changes<'a> {
-    /// In the order of their invocation.
-    all: Vec<&'a Op>,
-    /// For each: when it or one after it was first acked; the end of time when none was.
-    first_ack: Vec<Step>,
-    /// The last step at which one of them may have left zeros.
-    zeroed: Option<Step>,
-}
-
-impl<'a> Changes<'a> {
-    fn of(ops: &[&'a Op], sector: u64) -> Self {
-        let all: Vec<_> = ops.iter().copied().filter(|op| op.is_change() && op.covers(sector)).collect();
-        let mut first_ack: Vec<_> = all.iter().map(|op| op.acked().unwrap_or(Step::MAX)).collect();
-        let mut soonest = Step::MAX;
-        for acked in first_ack.iter_mut().rev() {
-            soonest = soonest.min(*acked);
-            *acked = soonest;
-        }
-        let zeroed = all.iter().filter(|op| op.cell(sector) == Cell::ZERO).map(|op| op.latest()).max();
-        Self { all, first_ack, zeroed }
-    }
-
-    /// The last step at which the sector may have come to hold `cell`.
-    fn latest(&self, era: &Era, sector: u64, cell: Cell) -> Option<Step> {
-        let changed = if cell == Cell::ZERO { self.zeroed } else { era.written(sector, cell).map(Op::latest) };
-        changed.or((cell == era.base[sector as usize]).then_some(0))
-    }
-
-    /// The change that was asked for after `latest` and acked before a read was asked for at `asked`.
-    fn replaced(&self, latest: Step, asked: Step) -> Option<&'a Op> {
-        let after = self.all.partition_point(|op| op.invoked <= latest);
-        if *self.first_ack.get(after)? >= asked {
-            return None;
-        }
-        self.all[after..].iter().copied().find(|op| op.acked().is_some_and(|acked| acked < asked))
-    }
+    volume.eras.iter().try_for_each(|era| stale::check(era, Op::acked))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! VIS6: what a loss of power or a recovery leaves is the volume after some prefix of its changes, with nothing left out in
-//! the middle.
+//! the middle; and VIS7 for such an image: of small requests on block bounds it holds all or nothing.
 
 use super::{
     Verdict,
@@ -28,7 +28,10 @@ pub fn check(volume: &VolumeHistory) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::check;
-    use crate::{checker::example::Story, history::Cut};
+    use crate::{
+        checker::example::Story,
+        history::{Cut, Kind},
+    };
 
     #[test]
     fn any_prefix_is_kept() {
@@ -48,6 +51,25 @@ mod tests {
         let later = story.write(8, 8);
         story.cut(Cut::Recovery, &[0, later]);
         assert!(check(&story.volume).unwrap_err().contains("lacks"));
+    }
+
+    #[test]
+    fn a_part_of_a_small_request_is_rejected_and_one_of_a_large_request_is_kept() {
+        for (kind, blocks, is_kept) in
+            [(Kind::Write, 16, false), (Kind::Write, 17, true), (Kind::Zero, 16, false), (Kind::Zero, 17, true)]
+        {
+            let mut story = Story::new(8 * 17);
+            let before: Vec<u64> = (0..17).map(|block| story.write(8 * block, 8)).collect();
+            // So that zeros tell of a change.
+            story.cut(Cut::PowerLoss, &before);
+            story.reconnect();
+            let id = story.unanswered(kind, 0, 8 * blocks);
+            let after = if kind == Kind::Zero { 0 } else { id };
+            // Block 0 is as the request leaves it, all others are as before.
+            let image = [&[after], &before[1..]].concat();
+            story.cut(Cut::PowerLoss, &image);
+            assert_eq!(check(&story.volume).is_ok(), is_kept, "{kind:?} of {blocks} blocks");
+        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use super::{KINDS, Kind, NODE_KINDS};
 use crate::{guest::workload::Load, rng::Rng};
 
+/// The smallest files of a journal in which atomic requests do not waste more room than the journal allows for.
+const JOURNAL_FILE_MIN: u64 = 5 << 18;
+
 /// Everything about a world that is fixed before it begins; printed with the seed when it fails.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -69,7 +72,7 @@ impl Options {
     pub fn draw(rng: &Rng) -> Self {
         let volumes = if rng.chance(200_000) { 2 } else { 1 };
         let volume_blocks: Vec<_> = (0..volumes).map(|_| *rng.pick(&[16, 64, 256, 1024, 4500])).collect();
-        let journal_file_bytes = *rng.pick(&[1 << 20, 2 << 20, 4 << 20]);
+        let journal_file_bytes = *rng.pick(&[JOURNAL_FILE_MIN, 2 << 20, 4 << 20]);
         let flush_bytes = *rng.pick(&[64 << 10, 256 << 10, 1 << 20, 8 << 20]);
         Self {
             guests_ms: *rng.weighted(&[(5, 20_000), (3, 45_000), (1, 120_000)]),
