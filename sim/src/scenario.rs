@@ -5,7 +5,7 @@
 use crate::{
     env::disk::Loss,
     guest::workload::Load,
-    plan::{Event, Options, Trouble},
+    plan::{Event, JOURNAL_FILE_MIN, Options, Trouble},
     world::Recipe,
 };
 
@@ -39,7 +39,7 @@ pub fn small_world() -> Options {
             fua_ppm: 50_000,
             weights: [40, 30, 8, 10, 4, 2],
         },
-        journal_file_bytes: 1 << 20,
+        journal_file_bytes: JOURNAL_FILE_MIN,
         journal_files_max: 4,
         memory_bytes: 8 << 20,
         flush_bytes: 128 << 10,

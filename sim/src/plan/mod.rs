@@ -7,7 +7,7 @@
 
 mod options;
 
-pub use options::Options;
+pub use options::{JOURNAL_FILE_MIN, Options};
 
 use crate::{env::disk::Loss, rng::Rng};
 

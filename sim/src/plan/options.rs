@@ -4,7 +4,7 @@ use super::{KINDS, Kind, NODE_KINDS};
 use crate::{guest::workload::Load, rng::Rng};
 
 /// The smallest files of a journal in which atomic requests do not waste more room than the journal allows for.
-const JOURNAL_FILE_MIN: u64 = 5 << 18;
+pub const JOURNAL_FILE_MIN: u64 = 5 << 18;
 
 /// Everything about a world that is fixed before it begins; printed with the seed when it fails.
 #[derive(Clone, Debug)]
