@@ -142,7 +142,7 @@ impl Switch {
         hold
     }
 
-    /// Completes when nothing is under way.
+    /// Completes when nothing is under way, for somebody who holds.
     #[must_use]
     pub fn idle(&self) -> Local<()> {
         let inner = Rc::clone(&self.0);

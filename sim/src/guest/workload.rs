@@ -19,6 +19,7 @@ use velum_protocol::nbd::{
 
 use super::{
     connection::{Connection, NoAnswer, within},
+    parts::ask_in_parts,
     pattern::{BLOCK_SECTORS, Cell, SECTOR, payload, recognise},
 };
 use crate::{
@@ -129,6 +130,8 @@ pub struct Guest {
     pub history: RefCell<VolumeHistory>,
     /// Holds it back.
     pub gate: Gate,
+    /// What it writes goes in parts, as a planted bug has it.
+    pub is_cut: StdCell<bool>,
     /// An operator has taken rights to the volume away, and will give them back.
     pub is_withheld: StdCell<bool>,
     load: Load,
@@ -182,6 +185,7 @@ impl Guest {
             attachments: RefCell::default(),
             history,
             gate: Gate::default(),
+            is_cut: StdCell::new(false),
             is_withheld: StdCell::new(false),
             load,
             rng,
@@ -344,7 +348,7 @@ impl Guest {
             (_, choice) => Ask::WriteZeroes { offset, length, no_hole: choice == 1, fast: false, fua },
         };
         self.sim.event("ask change", &self.export, &[id, first, count, kind as u64, u64::from(fua)]);
-        let answer = connection.ask(&ask).await;
+        let answer = if self.is_cut.get() { ask_in_parts(connection, &ask).await } else { connection.ask(&ask).await };
         self.sim.count("changed blocks", count.div_ceil(BLOCK_SECTORS));
         self.finish(ticket, &answer, Vec::new());
     }

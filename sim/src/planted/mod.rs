@@ -14,7 +14,7 @@ mod stale;
 use std::rc::Rc;
 
 use velum_node::env::Env;
-use velum_protocol::id::REGION_BLOCKS;
+use velum_protocol::{format::record::ATOMIC_BLOCKS_MAX, id::REGION_BLOCKS};
 
 use crate::{
     env::{Surroundings, disk::Loss},
@@ -78,6 +78,8 @@ pub enum Planted {
     ReadableData,
     /// A cloud that was emptied while the node runs is taken for what it was.
     AcceptedEmptied,
+    /// A door makes a request for each block of one.
+    CutRequest,
     /// 38: gate 2 looks at the first region of a request only.
     FirstRegionOnly,
     /// 39: what gate 2 allowed it allows for a while after it was revoked.
@@ -89,7 +91,7 @@ pub enum Planted {
 }
 
 /// All planted bugs.
-pub const ALL: [Planted; 28] = [
+pub const ALL: [Planted; 29] = [
     Planted::AckBeforeAppend,
     Planted::BarrierWithoutSync,
     Planted::BarrierBeforeSync,
@@ -114,6 +116,7 @@ pub const ALL: [Planted; 28] = [
     Planted::ReusedNonce,
     Planted::ReadableData,
     Planted::AcceptedEmptied,
+    Planted::CutRequest,
     Planted::FirstRegionOnly,
     Planted::StalePermit,
     Planted::StaleRight,
@@ -179,6 +182,7 @@ fn nodes(seed: u64, bug: Planted) -> Recipe {
     };
     let options = match bug {
         Planted::LivingDead => going_elsewhere(options),
+        Planted::CutRequest => of_several_blocks(options),
         Planted::FirstRegionOnly => over_a_bound(sharing(options)),
         Planted::StalePermit => sharing(options),
         Planted::StaleRight => Options { withheld: true, ..options },
@@ -217,6 +221,12 @@ fn going_elsewhere(options: Options) -> Options {
     let load = Load { connections: 1, depth: 8, hot_blocks: 4, blocks_max: 1, pause_ms_max: 20, ..options.load };
     let (attached, nodes, guests_ms, volume_blocks) = (true, 3, 20_000, vec![16]);
     Options { attached, nodes, guests_ms, owners_must_return: false, volume_blocks, load, ..options }
+}
+
+/// What is written is small enough to be atomic, and mostly no single block.
+fn of_several_blocks(options: Options) -> Options {
+    let load = Load { blocks_max: ATOMIC_BLOCKS_MAX, partial_ppm: 0, weights: [60, 20, 0, 1, 0, 0], ..options.load };
+    Options { load, ..options }
 }
 
 /// Two hosts of three nodes that share a volume.
@@ -290,6 +300,8 @@ impl Planted {
             }
             // These are of groups, which do themselves what is wrong.
             Self::VotesAfterLoss | Self::HashOrder => env,
+            // Its guests ask in parts.
+            Self::CutRequest => env,
             // The world's operator asks for it.
             Self::FirstRegionOnly | Self::StalePermit | Self::StaleRight | Self::LivingDead => env,
         }

@@ -128,7 +128,9 @@ impl World {
             let history = VolumeHistory::new(&names[at], blocks * 8, first_op, Rc::clone(&steps));
             let rng = Rng::new(seed, &format!("guest {at}"));
             let doors = vec![host.door()];
-            Guest::new(Rc::clone(sim), Rc::clone(&around.wires), doors, history, options.load.clone(), rng)
+            let guest = Guest::new(Rc::clone(sim), Rc::clone(&around.wires), doors, history, options.load.clone(), rng);
+            guest.is_cut.set(recipe.planted == Some(Planted::CutRequest));
+            guest
         };
         let guests = options.volume_blocks.iter().enumerate().map(guest).collect();
         Self {
