@@ -93,6 +93,8 @@ class Drill(contextlib.AbstractContextManager):
         self.started = time.monotonic()
         signal.signal(signal.SIGALRM, self.too_long)
         signal.alarm(self.seconds)
+        # What the drill started ends with it, also when it is told to end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         return self
 
     def too_long(self, *_):
